@@ -1,0 +1,35 @@
+# Everything a fresh machine needs: Python 3.11 or newer, and make.
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE ?= recipes/digits-float.yaml
+
+.PHONY: demo test lint format bench clean
+
+demo: .venv/.installed  ## train, evaluate, export, bench and cost the digits recipe
+	$(BIN)/deploytool pipeline $(RECIPE)
+
+test: .venv/.installed  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed  ## ratios of things run interleaved in one process
+	$(BIN)/python benchmarks/specialised_latency.py
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "deploytool needs Python 3.11 or newer; name one with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,45 @@
+"""deploytool: compression and export of robust vision models for edge devices.
+
+Names are imported on first use, so that `import deploytool` costs nothing and the edge never loads torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DeploytoolError": "deploytool.errors",
+    "Recipe": "deploytool.recipe",
+    "Session": "deploytool.runtime.session",
+    "Setting": "deploytool.models.setting",
+    "evaluate": "deploytool.evaluation",
+    "export": "deploytool.export.artefact",
+    "load_recipe": "deploytool.recipe",
+    "load_run": "deploytool.training.run",
+    "specialize": "deploytool.runtime.specialize",
+    "train": "deploytool.training.loop",
+}
+
+__all__ = [
+    "DeploytoolError",
+    "Recipe",
+    "Session",
+    "Setting",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "load_run",
+    "specialize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deploytool' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,38 @@
+"""Files appear whole or not at all: write aside, flush, rename."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; rename it to `path` on success, remove it on any failure.
+
+    The temporary name carries the process id, so that two writers never share one. A process that is killed
+    leaves at most such a file behind, never a damaged `path`.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], document: Any) -> None:
+    """Write one JSON document atomically, keys in the order given."""
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

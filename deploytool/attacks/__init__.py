@@ -1,0 +1,1 @@
+"""Attacks that run inside training, and their names for evaluation."""

@@ -1,0 +1,132 @@
+"""Clean and robust accuracy over attacks and settings."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from deploytool.attacks.pgd import Pgd, named_attack, pgd
+from deploytool.data.datasets import Images, load_dataset
+from deploytool.models.conditional import ConditionalModel, Network
+from deploytool.models.factory import recipe_setting
+from deploytool.models.setting import Conditioning, Setting
+from deploytool.progress import progress_bar
+from deploytool.recipe import FloatMethod, Recipe
+from deploytool.training.run import Run
+
+BATCH = 256
+
+
+def evaluate(
+    run: Run,
+    attacks: Sequence[str] | None = None,
+    settings: Sequence[Setting] | None = None,
+    images: int | None = None,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Evaluate a trained run on its test images; arguments that are None come from the recipe.
+
+    Returns:
+        One row per attack and setting; see `evaluate_model`.
+
+    Raises:
+        DataError: the data set cannot be loaded.
+    """
+    recipe = run.recipe
+    test = load_dataset(recipe.data).test.head(images or recipe.evaluate.images)
+    model = run.model.to(device)
+    return evaluate_model(
+        model, test, recipe, attacks or recipe.evaluate.attacks, settings or evaluation_settings(recipe)
+    )
+
+
+def evaluation_settings(
+    recipe: Recipe,
+    lambdas: Iterable[float] | None = None,
+    thresholds: Iterable[float] | None = None,
+    conditionings: Iterable[Conditioning] | None = None,
+) -> list[Setting]:
+    """The grid of settings that a recipe (or the arguments instead) asks to evaluate.
+
+    A method without lambda has one setting. `interpolate` has no threshold: it gives one row per lambda.
+    Redrawn noise is evaluated as it will be deployed, in one frozen draw.
+    """
+    base = deployed(recipe_setting(recipe))
+    if not isinstance(recipe.method, FloatMethod):
+        return [base]
+    section = recipe.evaluate
+    grid = []
+    for conditioning in conditionings or section.conditionings or [recipe.method.conditioning]:
+        chosen = section.lambda_thresholds if thresholds is None else thresholds
+        for threshold in [0.0] if conditioning == "interpolate" else chosen:
+            for lam in section.lambdas if lambdas is None else lambdas:
+                grid.append(replace(base, lam=lam, lambda_threshold=threshold, conditioning=conditioning))
+    return grid
+
+
+def deployed(setting: Setting) -> Setting:
+    """The setting as an exported file runs it: a file holds one frozen draw of the noise."""
+    return replace(setting, noise="frozen") if setting.noise == "redrawn" else setting
+
+
+def evaluate_model(
+    model: ConditionalModel, test: Images, recipe: Recipe, attacks: Sequence[str], settings: Sequence[Setting]
+) -> list[dict[str, Any]]:
+    """Measure clean and robust accuracy: white-box attacks on exactly the network that answers.
+
+    Settings that amount to the same state (equal noise scale and batch-norm mix) are computed once. The random
+    starts depend on recipe.seed and the batch alone, so every setting meets the same starts.
+
+    Returns:
+        Rows `{attack, lambda, lambda_threshold, conditioning, noise, width, clean_accuracy, robust_accuracy, n}`
+        in the order settings within attacks; accuracies in [0, 1]; `lambda` is None where the method has none,
+        `lambda_threshold` None where it is not used.
+    """
+    base = Pgd(recipe.attack.eps, recipe.attack.step_size, recipe.attack.steps, recipe.attack.random_start)
+    states = {_state_key(setting): setting for setting in settings}
+    clean: dict[Any, float] = {}
+    robust: dict[Any, float] = {}
+    with progress_bar("evaluating", len(states) * (1 + len(attacks))) as bar:
+        for key, setting in states.items():
+            with model.network(setting) as network:
+                clean[key] = _accuracy(network, test, None, recipe.seed)
+                bar.advance()
+                for name in attacks:
+                    robust[key, name] = _accuracy(network, test, named_attack(name, base), recipe.seed)
+                    bar.advance(f"{name} lambda {setting.lam:g}")
+    return [
+        {
+            "attack": name,
+            "lambda": setting.lam if model.is_conditional else None,
+            "lambda_threshold": setting.lambda_threshold if _has_threshold(model, setting) else None,
+            "conditioning": setting.conditioning if model.is_conditional else None,
+            "noise": setting.noise if model.is_conditional else None,
+            "width": 1.0,
+            "clean_accuracy": clean[_state_key(setting)],
+            "robust_accuracy": robust[_state_key(setting), name],
+            "n": len(test),
+        }
+        for name in attacks
+        for setting in settings
+    ]
+
+
+def _state_key(setting: Setting) -> tuple[float, float, str]:
+    return setting.noise_scale, setting.norm_mix, setting.noise
+
+
+def _has_threshold(model: ConditionalModel, setting: Setting) -> bool:
+    return model.is_conditional and setting.conditioning == "switch"
+
+
+def _accuracy(network: Network, test: Images, attack: Pgd | None, seed: int) -> float:
+    correct = 0
+    for start in range(0, len(test), BATCH):
+        image, label = test.batch(slice(start, start + BATCH))
+        if attack is not None:
+            generator = torch.Generator(image.device).manual_seed(seed * 1_000_003 + start)
+            image = pgd(network, image, label, attack, generator)
+        with torch.no_grad():
+            correct += int((network(image).argmax(1) == label).sum())
+    return correct / len(test)

@@ -1,0 +1,131 @@
+"""`export`: write model.onnx, and let it out only when it answers as the model does."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from deploytool import __version__
+from deploytool.atomic import atomic_path
+from deploytool.data.catalogue import DatasetInfo
+from deploytool.data.datasets import dataset_info, load_dataset
+from deploytool.errors import DataError, ParityError
+from deploytool.evaluation import deployed
+from deploytool.export.backbone import backbone_to_onnx
+from deploytool.export.condition import add_condition
+from deploytool.export.parity import Parity, check_parity
+from deploytool.models.conditional import ConditionalModel, FloatModel
+from deploytool.models.factory import build_model, recipe_setting
+from deploytool.models.setting import Setting
+from deploytool.recipe import FloatMethod, Recipe
+from deploytool.training.run import Run
+
+TOLERANCE = 1e-3
+
+
+def export(run: Run, file: str | os.PathLike[str] | None = None, setting: Setting | None = None) -> dict[str, Any]:
+    """Export a trained run to one ONNX file and check it against the model.
+
+    Args:
+        run: a trained run.
+        file: where to write; RUN/model.onnx where None.
+        setting: threshold and conditioning to build in; the recipe's where None.
+
+    Returns:
+        `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`.
+
+    Raises:
+        ParityError: some logit is off by more than 1e-3; nothing is left behind.
+    """
+    info = dataset_info(run.recipe.data)
+    try:
+        images = load_dataset(run.recipe.data).test.head(7).batch(slice(0, 7))[0]
+    except DataError:
+        images = random_images(info)  # a run can be exported where its data set is not at hand
+    return write_artefact(run.model, run.recipe, info, images, file or run.path / "model.onnx", setting)
+
+
+def export_untrained(recipe: Recipe, file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Export a recipe's freshly initialised model, for latency and cost work; returns and raises as `export`."""
+    info = dataset_info(recipe.data)
+    model = build_model(recipe, info).eval()
+    return write_artefact(model, recipe, info, random_images(info), file, None, trained=False)
+
+
+def random_images(info: DatasetInfo) -> Tensor:
+    """Seven uniform images (7, C, H, W) float32 in [0, 1]."""
+    return torch.rand(7, *info.shape, generator=torch.Generator().manual_seed(0))
+
+
+def write_artefact(
+    model: ConditionalModel,
+    recipe: Recipe,
+    info: DatasetInfo,
+    images: Tensor,
+    file: str | os.PathLike[str],
+    setting: Setting | None,
+    trained: bool = True,
+) -> dict[str, Any]:
+    """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
+    setting = deployed(setting or recipe_setting(recipe))
+    graph = build_graph(model, info, setting)
+    onnx.helper.set_model_props(graph, metadata(recipe, info, setting, trained))
+    path = Path(file)
+    with atomic_path(path) as aside:
+        aside.write_bytes(graph.SerializeToString())
+        parity = check_parity(aside, model, setting, images)
+        if not parity.max_abs_error <= TOLERANCE:
+            raise ParityError(
+                f"{path} was not written: its logits differ from the model's by {parity.max_abs_error:.2e} "
+                f"({parity.worst}), allowed {TOLERANCE:.0e}; please report this with the recipe"
+            )
+        onnx.checker.check_model(str(aside), full_check=True)
+    return {"file": str(path), "size_mb": round(path.stat().st_size / 1e6, 6), "parity": parity_dict(parity)}
+
+
+def build_graph(model: ConditionalModel, info: DatasetInfo, setting: Setting) -> onnx.ModelProto:
+    """Build the ONNX graph of a model without metadata: conditional for FLOAT, plain otherwise."""
+    graph = backbone_to_onnx(model.backbone, info.shape)
+    if isinstance(model, FloatModel):
+        add_condition(graph, model, setting)
+    return graph
+
+
+def metadata(recipe: Recipe, info: DatasetInfo, setting: Setting, trained: bool) -> dict[str, str]:
+    """The file's `deploytool.*` properties, the contract with the runtime."""
+    channels, height, width = info.shape
+    properties: dict[str, Any] = {
+        "version": __version__,
+        "recipe": recipe.digest(),
+        "name": recipe.name,
+        "arch": recipe.model.arch,
+        "method": recipe.method.name,
+        "trained": trained,
+        "classes": list(info.classes),
+        "preprocessing": {
+            "mode": "L" if channels == 1 else "RGB",
+            "size": [height, width],
+            "resize": "bilinear",
+        },
+        "widths": [1.0],
+        "density": 1.0,
+    }
+    if isinstance(recipe.method, FloatMethod):
+        properties |= {
+            "conditioning": setting.conditioning,
+            "lambda_threshold": setting.lambda_threshold,
+            "noise": "none" if setting.noise == "none" else "frozen draw",
+            "noise_seed": recipe.method.noise_seed,
+        }
+    return {
+        f"deploytool.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in properties.items()
+    }
+
+
+def parity_dict(parity: Parity) -> dict[str, Any]:
+    """The parity as `export --json` prints it."""
+    return {"max_abs_error": parity.max_abs_error, "cases": parity.cases}

@@ -1,0 +1,66 @@
+"""Does the exported graph answer as the trained model does?"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from deploytool.models.conditional import ConditionalModel
+from deploytool.models.setting import Setting
+
+LAMBDAS = (0.0, 0.2, 0.5, 0.7, 1.0)
+THRESHOLDS = (0.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest absolute difference of a logit over all cases, the case it happened in, and how many there were."""
+
+    max_abs_error: float
+    worst: str
+    cases: int
+
+
+def check_parity(path: Path, model: ConditionalModel, setting: Setting, images: Tensor) -> Parity:
+    """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds and batch sizes.
+
+    Args:
+        path: the exported file.
+        model: the trained model; evaluated in evaluation mode with its trained batch-norm statistics.
+        setting: conditioning and noise mode of the file.
+        images: (7, C, H, W) float32 in [0, 1]; used as a batch of 7 and a batch of 1.
+
+    Returns:
+        The largest error; NaN where either side gave one.
+    """
+    proto = onnx.load(str(path))
+    thresholds = THRESHOLDS if any(t.name == "lambda_threshold" for t in proto.graph.initializer) else (0.0,)
+    worst, where, cases = -1.0, "", 0
+    for threshold in thresholds:
+        set_threshold(proto, threshold)
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        for lam in LAMBDAS if model.is_conditional else (0.0,):
+            at = replace(setting, lam=lam, lambda_threshold=threshold)
+            for batch in (1, len(images)):
+                with model.network(at) as network, torch.no_grad():
+                    expected = network(images[:batch]).cpu().numpy()
+                feed = {"image": images[:batch].cpu().numpy()}
+                if model.is_conditional:
+                    feed["lambda"] = np.array(lam, np.float32)
+                error = float(np.abs(session.run(["logits"], feed)[0] - expected).max())
+                cases += 1
+                if not error <= worst:
+                    worst, where = error, f"lambda {lam:g}, threshold {threshold:g}, batch {batch}"
+    return Parity(worst, where, cases)
+
+
+def set_threshold(proto: onnx.ModelProto, threshold: float) -> None:
+    """Overwrite the initializer `lambda_threshold`, where the graph has one."""
+    for tensor in proto.graph.initializer:
+        if tensor.name == "lambda_threshold":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(threshold, np.float32), tensor.name))

@@ -1,0 +1,1 @@
+"""Backbones, their registry, and the conditional state."""

@@ -1,0 +1,54 @@
+"""The knobs that a user turns after training, and what each does to noise and batch norm.
+
+No torch here: training, export and the edge read the same two formulas.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Conditioning = Literal["switch", "interpolate"]
+NoiseMode = Literal["redrawn", "frozen", "none"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a conditional model is to answer.
+
+    Attributes:
+        lam: lambda in [0, 1]; 0 is the clean boundary condition, 1 the adversarial one.
+        lambda_threshold: in [0, 1); with `switch`, a lambda above it selects BN_A (paper 5, section 3.1).
+        conditioning: `switch` is the paper's; `interpolate` mixes BN_C and BN_A linearly by lambda.
+        noise: `redrawn` draws the noise anew for each state, `frozen` reads it from the model's table,
+            `none` leaves it out.
+    """
+
+    lam: float = 0.0
+    lambda_threshold: float = 0.0
+    conditioning: Conditioning = "switch"
+    noise: NoiseMode = "frozen"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lambda (={self.lam}) must be in [0, 1]")
+        if not 0 <= self.lambda_threshold < 1:
+            raise ValueError(f"lambda_threshold (={self.lambda_threshold}) must be in [0, 1)")
+
+    @property
+    def noise_scale(self) -> float:
+        """The factor on `alpha * noise` that lambda gives (paper 5, eqs. 4 and 6).
+
+        With threshold t: `lam / t` for `lam <= t`, else `(lam - t) / (1 - t)`. At t = 0 this is lambda itself,
+        eq. 4; at t = 0.5 it is eq. 6; other thresholds are our straight generalisation. Interpolation has no
+        switch at which the noise would have to start again, so there the factor is lambda itself.
+        """
+        t = self.lambda_threshold
+        if self.noise == "none":
+            return 0.0
+        if self.conditioning == "interpolate" or t == 0:
+            return self.lam
+        return self.lam / t if self.lam <= t else (self.lam - t) / (1 - t)
+
+    @property
+    def norm_mix(self) -> float:
+        """The share of BN_A in the batch norms: 0 is BN_C, 1 is BN_A; in between only with `interpolate`."""
+        return self.lam if self.conditioning == "interpolate" else float(self.lam > self.lambda_threshold)

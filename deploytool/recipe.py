@@ -1,0 +1,303 @@
+"""The recipe: everything that decides what a run computes, as one validated YAML file.
+
+Unknown keys are refused with the nearest valid name; `--set a.b=c` overrides one value; `deploytool schema`
+writes the JSON Schema that an editor completes and checks with.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from deploytool.errors import RecipeError
+
+MAX_RECIPE_BYTES = 1 << 20
+
+
+def parse_fraction(value: Any) -> Any:
+    """Read "8/255" as 8 / 255; leave anything else to the field's own check."""
+    if isinstance(value, str) and value.count("/") == 1:
+        numerator, denominator = value.split("/")
+        try:
+            return float(numerator) / float(denominator)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is no fraction; write it as 8/255 or 0.031") from None
+    return value
+
+
+def parse_names(value: Any) -> Any:
+    """Accept `a,b` and a single item where a list is meant, as `--set` and YAML scalars give them."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+Fraction = Annotated[float, BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+def check_lambda_threshold(value: float) -> float:
+    """Let the two thresholds of paper 5 through."""
+    if value not in (0.0, 0.5):
+        raise ValueError("must be 0 or 0.5")
+    return value
+
+
+LambdaThreshold = Annotated[float, AfterValidator(check_lambda_threshold), Field(json_schema_extra={"enum": [0, 0.5]})]
+NoiseMode = Literal["redrawn", "frozen", "none"]
+Conditioning = Literal["switch", "interpolate"]
+AttackName = Annotated[str, Field(pattern=r"^(fgsm|pgd-[1-9][0-9]{0,3})$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Which images, and how they are served."""
+
+    name: str = Field("digits", description="digits, cifar10, or npz:PATH")
+    root: str | None = Field(None, description="folder that holds (or receives) a downloaded data set")
+    batch_size: int = Field(128, ge=2, le=65536, description="images per training step, both halves together")
+    crop_padding: int = Field(0, ge=0, le=64, description="pixels of zero padding for random crops; 0: no crops")
+    flip: bool = Field(False, description="random horizontal flips")
+
+
+class ModelSection(Section):
+    """The plain backbone."""
+
+    arch: str = Field("digits-resnet", description="a name that `deploytool models` lists")
+
+
+class StandardMethod(Section):
+    """Empirical risk minimisation (paper 5, eq. 1): no attack, no condition."""
+
+    name: Literal["standard"]
+
+
+class PgdAtMethod(Section):
+    """PGD adversarial training at one fixed lambda (paper 5, eq. 3)."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Literal["pgd-at"]
+    lam: Unit = Field(1.0, alias="lambda", description="weight of the adversarial loss in [0, 1]")
+
+
+class FloatMethod(Section):
+    """FLOAT: weights and batch norms conditioned on lambda (paper 5, eqs. 4 and 6, Algorithm 1)."""
+
+    name: Literal["float"]
+    noise: NoiseMode = Field("frozen", description="a new draw per forward, one draw from noise_seed, or none")
+    noise_seed: int = Field(0, ge=0, lt=2**63, description="seed of the noise table that is frozen and exported")
+    conditioning: Conditioning = Field("switch", description="how lambda acts on the two batch norms")
+    lambda_threshold: LambdaThreshold = Field(0.0, description="switch: lambda above it selects BN_A")
+    alpha_init: float = Field(0.25, gt=0, le=10, description="noise scaling factor of every layer at the start")
+
+
+Method = Annotated[StandardMethod | PgdAtMethod | FloatMethod, Field(discriminator="name")]
+
+
+class AttackSection(Section):
+    """The L-infinity PGD attack of the training loop; evaluation keeps its eps and step size."""
+
+    eps: Fraction = Field(8 / 255, gt=0, le=1, description="radius of the L-inf ball, images in [0, 1]")
+    step_size: Fraction = Field(2 / 255, gt=0, le=1, description="length of one step, same unit as eps")
+    steps: int = Field(7, ge=1, le=1000, description="number of steps")
+    random_start: bool = Field(True, description="start at a uniform point of the ball")
+
+
+class OptimizerSection(Section):
+    """SGD with Nesterov momentum; the learning rate falls to 0 on a cosine."""
+
+    epochs: int = Field(30, ge=1, le=100000)
+    lr: float = Field(0.1, gt=0, le=100, description="learning rate at the start")
+    momentum: float = Field(0.9, gt=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="on convolution and linear weights alone")
+
+
+class EvaluateSection(Section):
+    """The grid that `evaluate` fills."""
+
+    attacks: Annotated[list[AttackName], BeforeValidator(parse_names)] = Field(
+        ["fgsm", "pgd-7", "pgd-20"], min_length=1
+    )
+    lambdas: Annotated[list[Unit], BeforeValidator(parse_names)] = Field([0.0, 0.2, 0.7, 1.0], min_length=1)
+    lambda_thresholds: Annotated[list[LambdaThreshold], BeforeValidator(parse_names)] = Field([0.0, 0.5], min_length=1)
+    conditionings: Annotated[list[Conditioning], BeforeValidator(parse_names)] | None = Field(
+        None, description="float alone; by default the method's own"
+    )
+    images: int | None = Field(None, ge=1, description="at most so many test images; null: all")
+
+
+class CompareSection(Section):
+    """Other values of single settings to train beside the recipe, for the pipeline's comparison."""
+
+    key: str = Field(description="dotted key, as in --set: method.noise")
+    values: list[Any] = Field(min_length=1)
+
+
+class PipelineSection(Section):
+    """What `pipeline` does beyond the recipe's own run."""
+
+    compare: CompareSection | None = None
+
+
+class Recipe(Section):
+    """A whole recipe; every field has a working default but `method`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="also the run's default folder")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides initial weights, order, starts and noise draws")
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    method: Method
+    attack: AttackSection = AttackSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    pipeline: PipelineSection = PipelineSection()
+
+    @model_validator(mode="after")
+    def _attack_makes_sense(self) -> "Recipe":
+        if self.attack.step_size > 2 * self.attack.eps:
+            raise ValueError(
+                f"attack.step_size (={self.attack.step_size:g}) must be at most 2 * attack.eps "
+                f"(={2 * self.attack.eps:g}): a longer step always leaves the ball"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of the canonical JSON form."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+    def canonical_json(self) -> str:
+        """Return the recipe as JSON with sorted keys, all defaults written out."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, all defaults written out; `load_recipe` reads it back equal."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe file.
+
+    Args:
+        path: YAML file, at most 1 MiB.
+        overrides: `a.b=c` assignments; the right side is read as YAML.
+
+    Raises:
+        RecipeError: the file is absent, no YAML mapping, or says something that is not allowed.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"recipe {file} has {file.stat().st_size} bytes; at most {MAX_RECIPE_BYTES}")
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {file} cannot be read: {error.strerror}; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"recipe {file} is no UTF-8 text; give the path of a YAML file") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "too deeply nested"
+        raise RecipeError(f"recipe {file} is no valid YAML{place}: {problem}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"recipe {file} must be a mapping of keys to values; it is a {type(document).__name__}")
+    return make_recipe(document, overrides, source=str(file))
+
+
+def make_recipe(document: dict[str, Any], overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
+    """Validate a recipe given as nested dictionaries; see `load_recipe`."""
+    document = json.loads(json.dumps(document, default=str))
+    for override in overrides:
+        _assign(document, override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_first_problem(error)}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a recipe."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _assign(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise RecipeError(f"--set {override!r} must have the form key=value or section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override!r}: the value is no valid YAML; put it in quotes") from None
+    place = document
+    for part in parts[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override!r}: {part} holds a value, not a section")
+        place = inner
+    place[parts[-1]] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the first problem, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    loc = [part for part in first["loc"] if part not in ("standard", "pgd-at", "float")]
+    where = ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
+        text = f"unknown key {where}; {advice}"
+    elif first["type"] == "missing":
+        text = f"key {where} is missing; add it to the recipe"
+    elif not loc:
+        text = first["msg"].removeprefix("Value error, ")
+    else:
+        text = f"{where} (={first['input']!r}): {first['msg'].removeprefix('Value error, ')}"
+    more = len(problems) - 1
+    return " ".join(text.split()) + (f" (and {more} more)" if more else "")
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """Names allowed in the section at `loc`, a path as pydantic gives it (union tags included)."""
+    sections: list[type[BaseModel]] = [Recipe]
+    for part in loc:
+        inner: list[type[BaseModel]] = []
+        for section in sections:
+            if part in section.model_fields:
+                inner += _sections_in(section.model_fields[str(part)].annotation)
+            elif (tag := section.model_fields.get("name")) and part in typing.get_args(tag.annotation):
+                inner.append(section)
+        sections = inner or sections
+    return [field.alias or name for section in sections for name, field in section.model_fields.items()]
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]
+    return []

@@ -1,0 +1,142 @@
+"""Reading model.onnx: the graph, and the metadata that says what it means."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from deploytool.errors import ArtefactError
+
+MAX_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
+MAX_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says of itself.
+
+    Attributes:
+        name, method, recipe: name, training method and digest of the recipe.
+        classes: class names in the order of the logits.
+        shape: (C, H, W) of an image.
+        mode: `L` or `RGB`, how an image file is read.
+        conditional: whether the graph takes `lambda`.
+        lam: the lambda of a specialised file, else None.
+        lambda_threshold, conditioning, noise: as built in; None for a plain model.
+    """
+
+    name: str
+    method: str
+    recipe: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mode: str
+    conditional: bool
+    lam: float | None
+    lambda_threshold: float | None
+    conditioning: str | None
+    noise: str | None
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An exported model in memory: where it came from, its graph, its metadata."""
+
+    path: Path
+    model: onnx.ModelProto
+    metadata: Metadata
+
+
+def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read any ONNX file that keeps its weights inside.
+
+    Raises:
+        ArtefactError: it is absent, too large, no ONNX, damaged, or refers to files beside it.
+    """
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ArtefactError(f"{file} has {size} bytes; a single ONNX file holds at most {MAX_FILE_BYTES}")
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{file} cannot be read: {error.strerror}; give the path of a model.onnx") from None
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        model.Clear()
+    if not model.graph.node or not model.graph.output or not model.opset_import:
+        raise ArtefactError(f"{file} is no ONNX model, or it is damaged; make one with deploytool export")
+    external = [tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if external:
+        raise ArtefactError(f"{file} keeps weights in other files ({external[0]}); save it as one file")
+    return model
+
+
+def read_artefact(path: str | os.PathLike[str]) -> Artefact:
+    """Read a file that `deploytool export` or `deploytool specialize` wrote.
+
+    Raises:
+        ArtefactError: as `read_onnx`, or the metadata is absent, damaged or does not fit the graph.
+    """
+    model = read_onnx(path)
+    return Artefact(Path(path), model, read_metadata(Path(path), model))
+
+
+def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
+    """Read and check a model's metadata; `path` is for messages. Raises ArtefactError."""
+    properties = {
+        p.key.removeprefix("deploytool."): p.value for p in model.metadata_props if p.key.startswith("deploytool.")
+    }
+    if "version" not in properties or "classes" not in properties:
+        raise ArtefactError(f"{path} was not exported by deploytool (no deploytool.* metadata); use deploytool export")
+    inputs = {value.name: value for value in model.graph.input}
+    if "image" not in inputs or "logits" not in {value.name for value in model.graph.output}:
+        raise ArtefactError(f"{path} has no input `image` and output `logits`; export it again with deploytool export")
+    dims = inputs["image"].type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value for dim in dims[1:])
+    if len(shape) != 3 or not all(0 < size <= 65536 for size in shape):
+        raise ArtefactError(f"{path}: input `image` must be (N, C, H, W) with fixed C, H, W; got {shape}")
+    try:
+        classes = tuple(str(name) for name in _json(properties["classes"], list))
+        mode = _json(properties["preprocessing"], dict)["mode"]
+        lam, threshold = _number(properties.get("lambda")), _number(properties.get("lambda_threshold"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtefactError(f"{path}: damaged metadata ({str(error)[:120]}); export it again") from None
+    if not 2 <= len(classes) <= MAX_CLASSES or mode != ("L" if shape[0] == 1 else "RGB"):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (classes, colour mode); export it again")
+    return Metadata(
+        name=properties.get("name", path.stem),
+        method=properties.get("method", ""),
+        recipe=properties.get("recipe", ""),
+        classes=classes,
+        shape=shape,
+        mode=mode,
+        conditional="lambda" in inputs,
+        lam=lam,
+        lambda_threshold=threshold,
+        conditioning=properties.get("conditioning"),
+        noise=properties.get("noise"),
+    )
+
+
+def _json(text: str, kind: type) -> Any:
+    value = json.loads(text)
+    if not isinstance(value, kind):
+        raise ValueError(f"expected a {kind.__name__}, got {text[:40]}")
+    return value
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(f"{text} is outside [0, 1]")
+    return value

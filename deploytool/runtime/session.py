@@ -1,0 +1,160 @@
+"""Running model.onnx: numpy in, numpy out, at a plain model's speed for every lambda."""
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from deploytool.errors import ArtefactError, InputError
+from deploytool.runtime.artefact import Artefact, read_artefact
+from deploytool.runtime.partial import check_lambda, check_threshold, specialized_model
+from deploytool.runtime.threads import available_threads
+
+Array = np.ndarray[Any, Any]
+
+
+class Session:
+    """An exported model, ready to answer.
+
+        session = Session("model.onnx")
+        logits = session(image, lam=0.3)
+
+    The first call with a new lambda specialises the graph to it (`deploytool.runtime.partial`); the last few
+    specialised networks are kept. May be called from several threads at once.
+
+    Args:
+        model: path of a file that `deploytool export` or `specialize` wrote, or one already read.
+        threads: threads of one inference; by default what affinity and cgroup quota allow.
+        keep: how many specialised networks to keep.
+        lambda_threshold: 0 or 0.5, instead of the file's own.
+
+    Attributes:
+        metadata: what the file says of itself.
+
+    Raises:
+        ArtefactError: the file is no model of deploytool, or onnxruntime refuses it.
+        InputError: an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Artefact,
+        *,
+        threads: int | None = None,
+        keep: int = 4,
+        lambda_threshold: float | None = None,
+    ) -> None:
+        if keep < 1:
+            raise InputError(f"keep (={keep}) must be at least 1")
+        if threads is not None and not 1 <= threads <= 1024:
+            raise InputError(f"threads (={threads}) must be in 1..1024")
+        self._artefact = model if isinstance(model, Artefact) else read_artefact(model)
+        self.metadata = self._artefact.metadata
+        self.threads = threads or available_threads()
+        self._threshold = None if lambda_threshold is None else check_threshold(self._artefact, lambda_threshold)
+        self._keep = keep
+        self._plain: OrderedDict[float | None, onnxruntime.InferenceSession] = OrderedDict()
+        self._generic: onnxruntime.InferenceSession | None = None
+        self._lock = threading.Lock()
+        if not self.metadata.conditional:
+            self._network(None)
+
+    def __call__(self, image: Array, lam: float | None = None) -> Array:
+        """Classify images.
+
+        Args:
+            image: (N, C, H, W) float32 in [0, 1].
+            lam: lambda in [0, 1]; required by a conditional model, refused by a plain one.
+
+        Returns:
+            logits (N, K) float32.
+
+        Raises:
+            InputError: shape, dtype, range or lambda are not as above.
+        """
+        image = self.check_image(image)
+        network = self._network(self.check_lambda(lam))
+        return network.run(["logits"], {"image": image})[0]  # type: ignore[no-any-return]
+
+    def generic(self, image: Array, lam: float | None) -> Array:
+        """As `__call__`, on the graph as it stands in the file: slower, and nothing to prepare for a new lambda."""
+        image, value = self.check_image(image), self.check_lambda(lam)
+        with self._lock:
+            if self._generic is None:
+                self._generic = self._open(self._with_threshold())
+        feed = {"image": image} if value is None else {"image": image, "lambda": np.array(value, np.float32)}
+        return self._generic.run(["logits"], feed)[0]  # type: ignore[no-any-return]
+
+    def check_image(self, image: Array) -> Array:
+        """Return the image if the model accepts it; raise InputError with what is wrong otherwise."""
+        c, h, w = self.metadata.shape
+        expected = f"(N, {c}, {h}, {w}) float32 in [0, 1]"
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"image is a {type(image).__name__}; expected a numpy array {expected}")
+        if image.dtype != np.float32:
+            advice = "divide by 255 and convert" if image.dtype.kind in "ui" else "convert"
+            raise InputError(f"image has dtype {image.dtype}; expected {expected}; {advice} with .astype(np.float32)")
+        if image.ndim != 4 or image.shape[1:] != (c, h, w) or not len(image):
+            raise InputError(f"image has shape {image.shape}; expected {expected} with N at least 1")
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and high <= 1):  # also true for NaN
+            raise InputError(f"image has values from {low:g} to {high:g}; expected {expected} without NaN")
+        return image
+
+    def check_lambda(self, lam: float | None) -> float | None:
+        """Return lambda if the model accepts it; raise InputError with what is wrong otherwise."""
+        if not self.metadata.conditional:
+            if lam is not None and lam != self.metadata.lam:
+                made = f"specialised for {self.metadata.lam:g}" if self.metadata.lam is not None else "plain"
+                raise InputError(f"lambda (={lam}) was given, but {self._artefact.path} is {made}; leave it out")
+            return None
+        if lam is None:
+            raise InputError(
+                f"{self._artefact.path} needs a lambda in [0, 1]; 0 is for clean images, 1 for attacked ones"
+            )
+        return check_lambda(lam)
+
+    def _network(self, lam: float | None) -> onnxruntime.InferenceSession:
+        with self._lock:
+            network = self._plain.get(lam)
+            if network is None:
+                model = self._artefact.model if lam is None else specialized_model(self._artefact, lam, self._threshold)
+                network = self._plain[lam] = self._open(model)
+                while len(self._plain) > self._keep:
+                    self._plain.popitem(last=False)
+            self._plain.move_to_end(lam)
+            return network
+
+    def _with_threshold(self) -> onnx.ModelProto:
+        if self._threshold is None:
+            return self._artefact.model
+        model = onnx.ModelProto()
+        model.CopyFrom(self._artefact.model)
+        for tensor in model.graph.initializer:
+            if tensor.name == "lambda_threshold":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(self._threshold, np.float32), tensor.name))
+        return model
+
+    def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        return open_session(model.SerializeToString(), self.threads, str(self._artefact.path))
+
+
+def open_session(model: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
+    """Open an onnxruntime session on the CPU with idle threads asleep, not spinning.
+
+    Raises:
+        ArtefactError: onnxruntime refuses the model; the message says why in one line.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtefactError(f"{name} is refused by onnxruntime: {' '.join(str(error).split())[:200]}") from None

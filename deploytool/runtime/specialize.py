@@ -1,0 +1,52 @@
+"""`specialize`: write the plain ONNX file of one lambda."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploytool.atomic import atomic_path
+from deploytool.errors import InputError
+from deploytool.runtime.artefact import Artefact, read_artefact, read_metadata
+from deploytool.runtime.partial import check_lambda, specialized_model
+from deploytool.runtime.session import Session
+
+
+def specialize(
+    file: str | os.PathLike[str],
+    lam: float,
+    out: str | os.PathLike[str] | None = None,
+    lambda_threshold: float | None = None,
+) -> dict[str, Any]:
+    """Write the plain ONNX file of one lambda, and measure it against the generic graph.
+
+    Args:
+        file: a model that `deploytool export` wrote.
+        lam: lambda in [0, 1].
+        out: where to write; `NAME-lambda-L.onnx` beside the file where None.
+        lambda_threshold: used instead of the file's own.
+
+    Returns:
+        `file`, `size_mb` (10^6 bytes), `max_abs_error` of the logits on random images against onnxruntime running
+        the generic graph.
+
+    Raises:
+        ArtefactError: the file is no model of deploytool. InputError: lambda, or the file takes none.
+    """
+    artefact = read_artefact(file)
+    model = specialized_model(artefact, lam, lambda_threshold)
+    path = Path(out) if out is not None else artefact.path.with_name(f"{artefact.path.stem}-lambda-{float(lam):g}.onnx")
+    if path.exists() and path.samefile(artefact.path):
+        raise InputError(f"{path} is the file to specialise; name another one with -o")
+    specialized = Artefact(path, model, read_metadata(path, model))
+    error = _error_against(artefact, specialized, check_lambda(lam), lambda_threshold)
+    with atomic_path(path) as aside:
+        aside.write_bytes(model.SerializeToString())
+    return {"file": str(path), "size_mb": round(path.stat().st_size / 1e6, 6), "max_abs_error": error}
+
+
+def _error_against(artefact: Artefact, specialized: Artefact, lam: float, threshold: float | None) -> float:
+    images = np.random.default_rng(0).random((4, *artefact.metadata.shape), np.float32)
+    generic = Session(artefact, lambda_threshold=threshold).generic(images, lam)
+    return float(np.abs(generic - Session(specialized)(images)).max())

@@ -1,0 +1,1 @@
+"""Training: one loop, methods as functions, checkpoints without pickle."""

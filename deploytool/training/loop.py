@@ -1,0 +1,205 @@
+"""The training loop: one page, top to bottom, for every method."""
+
+import math
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deploytool.atomic import write_json
+from deploytool.data.batches import batches_per_epoch, training_batches
+from deploytool.data.datasets import load_dataset
+from deploytool.errors import RunError
+from deploytool.evaluation import evaluate_model
+from deploytool.models.conditional import ConditionalModel
+from deploytool.models.factory import build_model, recipe_setting
+from deploytool.progress import progress_bar
+from deploytool.recipe import Recipe
+from deploytool.training.methods import Tally, training_step
+from deploytool.training.run import (
+    Checkpoint,
+    checkpoint_path,
+    create_run,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+
+
+def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "cpu") -> dict[str, Any]:
+    """Train a recipe into a run folder; a checkpoint is written after each epoch.
+
+    Everything random in epoch e comes from generators seeded by (recipe.seed, e), so a resumed run walks the very
+    steps of an uninterrupted one: on one machine with one thread count the weights are the same bits.
+
+    Args:
+        recipe: what to train.
+        run: folder to write; see `deploytool.training.run`.
+        resume: go on from the folder's checkpoint.
+        device: torch device.
+
+    Returns:
+        `run`, `epochs`, `seconds` (of this call), `clean_accuracy` at lambda 0 and `robust_accuracy` at lambda 1
+        (of the training attack) on the test images.
+
+    Raises:
+        RunError: the folder cannot be used, or the loss stopped being finite.
+        DataError: the data set cannot be loaded.
+    """
+    began = time.monotonic()
+    run = Path(run)
+    data = load_dataset(recipe.data)
+    create_run(run, recipe, resume)
+    place = torch.device(device)
+    model = build_model(recipe, data.info).to(place)
+    optimizer = make_optimizer(model, recipe)
+    history: list[dict[str, Any]] = []
+    if resume and checkpoint_path(run).exists():
+        history = restore(run, model, optimizer)
+
+    epochs, steps = recipe.optimizer.epochs, batches_per_epoch(len(data.train), recipe.data.batch_size)
+    with (
+        progress_bar("training", epochs * steps, len(history) * steps) as bar,
+        closing(scalar_log(run, history)) as log,
+    ):
+        for epoch in range(len(history), epochs):
+            order, draws = epoch_generators(recipe.seed, epoch, place)
+            model.train()
+            totals = Totals()
+            batches = training_batches(data.train, recipe.data, order, place)
+            for index, (image, label) in enumerate(batches):
+                lr = cosine_lr(recipe.optimizer.lr, epoch * steps + index, epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                step = training_step(model, recipe, image, label, draws)
+                optimizer.zero_grad(set_to_none=True)
+                step.loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                totals.add(step.loss.detach(), step.clean, step.robust)
+                bar.advance(totals.note())
+            metrics: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, **totals.means(), **alpha_metrics(model)}
+            if not math.isfinite(metrics["loss"]):
+                raise RunError(
+                    f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower optimizer.lr "
+                    f"(={recipe.optimizer.lr:g}); the last good checkpoint in {run} is kept"
+                )
+            history.append(metrics)
+            momentum = dict(momentum_buffers(model, optimizer))
+            save_checkpoint(run, recipe, Checkpoint(epoch + 1, model.state_dict(), momentum, history))
+            for name, value in metrics.items():
+                if isinstance(value, float):
+                    log.add_scalar(name, value, epoch + 1)
+
+    write_json(run / "metrics.json", history)
+    model.eval()
+    last = evaluate_model(
+        model,
+        data.test,
+        recipe,
+        [f"pgd-{recipe.attack.steps}"],
+        [recipe_setting(recipe, lam) for lam in (0.0, 1.0)],
+    )
+    return {
+        "run": str(run),
+        "epochs": len(history),
+        "seconds": round(time.monotonic() - began, 3),
+        "clean_accuracy": last[0]["clean_accuracy"],
+        "robust_accuracy": last[-1]["robust_accuracy"],
+    }
+
+
+def make_optimizer(model: ConditionalModel, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on convolution and linear weights alone.
+
+    Batch norms, biases and alphas are left undecayed: decay would pull alpha, the strength of the noise, to 0
+    for no reason that the loss knows.
+    """
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    other = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.optimizer.weight_decay},
+        {"params": other, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=recipe.optimizer.lr, momentum=recipe.optimizer.momentum, nesterov=True)
+
+
+def cosine_lr(start: float, step: int, steps: int) -> float:
+    """Learning rate of a step: `start * (1 + cos(pi * step / steps)) / 2`."""
+    return start * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def epoch_generators(seed: int, epoch: int, device: torch.device) -> tuple[torch.Generator, torch.Generator]:
+    """Two generators for one epoch: order and augmentation (on the CPU), attack starts and noise (on the device)."""
+    base = (seed * 1_000_003 + epoch) * 2
+    return torch.Generator().manual_seed(base), torch.Generator(device).manual_seed(base + 1)
+
+
+def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> list[tuple[str, torch.Tensor]]:
+    """The optimizer's momentum buffers by parameter name; parameters without one are left out."""
+    return [
+        (name, optimizer.state[parameter]["momentum_buffer"])
+        for name, parameter in model.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    ]
+
+
+def restore(run: Path, model: ConditionalModel, optimizer: torch.optim.SGD) -> list[dict[str, Any]]:
+    """Load the run's checkpoint into model and optimizer; return the history of the epochs done."""
+    checkpoint = load_checkpoint(run)
+    load_weights(model, checkpoint.model, str(checkpoint_path(run)))
+    for name, parameter in model.named_parameters():
+        if name in checkpoint.momentum:
+            optimizer.state[parameter]["momentum_buffer"] = checkpoint.momentum[name].to(parameter.device)
+    return list(checkpoint.history)
+
+
+def alpha_metrics(model: ConditionalModel) -> dict[str, list[float]]:
+    """The learned noise scaling factors, where the model has them."""
+    alpha = getattr(model, "alpha", None)
+    return {} if alpha is None else {"alpha": [round(float(a), 6) for a in alpha.detach()]}
+
+
+def scalar_log(run: Path, history: list[dict[str, Any]]) -> Any:
+    """Open the TensorBoard log; scalars that a killed process wrote past the checkpoint are purged."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"), purge_step=len(history) + 1)
+
+
+class Totals:
+    """Running means of an epoch; they stay on the device until somebody reads them."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
+        self.tallies: dict[str, list[Tally]] = {"clean": [], "robust": []}
+
+    def add(self, loss: torch.Tensor, clean: Tally | None, robust: Tally | None) -> None:
+        """Take one step's numbers."""
+        self.losses.append(loss)
+        for name, tally in (("clean", clean), ("robust", robust)):
+            if tally is not None:
+                self.tallies[name].append(tally)
+
+    def means(self) -> dict[str, float]:
+        """Mean loss; clean and robust training accuracy in [0, 1] where there were such images."""
+        means = {"loss": float(torch.stack(self.losses).mean())}
+        for name, tallies in self.tallies.items():
+            if tallies:
+                correct = int(torch.stack([tally.correct for tally in tallies]).sum())
+                means[f"train_{name}_accuracy"] = correct / sum(tally.count for tally in tallies)
+        return means
+
+    def note(self) -> str:
+        """The means as one short line for the progress bar, from every tenth step to keep the device busy."""
+        if len(self.losses) % 10 != 1:
+            return self._last_note
+        self._last_note = "  ".join(
+            f"{name.removeprefix('train_').removesuffix('_accuracy')} {value:.3f}"
+            for name, value in self.means().items()
+        )
+        return self._last_note
+
+    _last_note = ""

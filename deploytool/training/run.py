@@ -1,0 +1,175 @@
+"""A run: the folder that holds one training, and everything later stages read from it.
+
+RUN/recipe.yaml               the validated recipe, defaults written out
+RUN/checkpoint.safetensors    model, momentum, epochs done, history: one file, renamed into place each epoch
+RUN/metrics.json              the history again, for people and plots
+RUN/tensorboard/              scalars per epoch
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deploytool.atomic import atomic_path, write_text
+from deploytool.data.datasets import dataset_info
+from deploytool.errors import CheckpointError, RunError
+from deploytool.models.conditional import ConditionalModel
+from deploytool.models.factory import build_model
+from deploytool.recipe import Recipe, load_recipe
+
+MODEL, MOMENTUM = "model.", "momentum."
+MAX_METADATA_CHARACTERS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on as if it had never stopped.
+
+    Attributes:
+        epochs: epochs done.
+        model: state dict of the model.
+        momentum: SGD's momentum buffers by parameter name; empty before the first step.
+        history: one dictionary of metrics per epoch done.
+    """
+
+    epochs: int
+    model: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+    history: list[dict[str, Any]]
+
+
+def checkpoint_path(run: Path) -> Path:
+    """Path of a run's checkpoint."""
+    return run / "checkpoint.safetensors"
+
+
+def create_run(run: Path, recipe: Recipe, resume: bool) -> None:
+    """Make the folder and write the recipe; with `resume`, check that the folder's recipe is this one.
+
+    Raises:
+        RunError: the folder holds a run already, or (with `resume`) one of another recipe.
+    """
+    file = run / "recipe.yaml"
+    if file.exists():
+        if not resume:
+            raise RunError(f"{run} already holds a run; continue it with --resume, or name another folder with -o")
+        differing = _differences(load_recipe(file), recipe)
+        if differing:
+            raise RunError(
+                f"{run} was started with another recipe ({'; '.join(differing)}); name another folder with -o"
+            )
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise RunError(f"{run} exists and is no run of deploytool; name another folder with -o")
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(file, recipe.to_yaml())
+
+
+def save_checkpoint(run: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint atomically; safetensors, no pickle."""
+    tensors = {MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
+    tensors |= {MOMENTUM + name: tensor.cpu().contiguous() for name, tensor in checkpoint.momentum.items()}
+    metadata = {
+        "format": "deploytool-checkpoint-1",
+        "recipe": recipe.digest(),
+        "epochs": str(checkpoint.epochs),
+        "history": json.dumps(checkpoint.history),
+    }
+    with atomic_path(checkpoint_path(run)) as aside:
+        save_file(tensors, aside, metadata)
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """Read a run's checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: it is absent or damaged.
+    """
+    path = checkpoint_path(run)
+    if not path.is_file():
+        raise CheckpointError(f"{run} has no checkpoint.safetensors; train it first: deploytool train RECIPE -o {run}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if metadata.get("format") != "deploytool-checkpoint-1":
+            raise CheckpointError(f"{path} is no checkpoint of deploytool; train again, or copy the file anew")
+        epochs, history = int(metadata["epochs"]), json.loads(metadata["history"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path} is damaged ({reason}); copy it anew, or train again") from None
+    return Checkpoint(
+        epochs,
+        {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)},
+        {name.removeprefix(MOMENTUM): tensor for name, tensor in tensors.items() if name.startswith(MOMENTUM)},
+        history,
+    )
+
+
+def load_weights(model: ConditionalModel, tensors: dict[str, Tensor], source: str) -> None:
+    """Load a state dict strictly: every missing, extra or misshapen tensor is named.
+
+    Raises:
+        CheckpointError: the tensors are not exactly the model's.
+    """
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(tensors)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its folder, recipe, model (evaluation mode, on the CPU) and the epochs it was trained."""
+
+    path: Path
+    recipe: Recipe
+    model: ConditionalModel
+    checkpoint: Checkpoint
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Load a run's recipe and trained model.
+
+    Raises:
+        RunError: the folder is no run, or was not trained yet; CheckpointError: its checkpoint is unusable.
+    """
+    run = Path(path)
+    if not (run / "recipe.yaml").is_file():
+        raise RunError(f"{run} is no run of deploytool (no recipe.yaml); make one: deploytool train RECIPE -o {run}")
+    recipe = load_recipe(run / "recipe.yaml")
+    checkpoint = load_checkpoint(run)
+    model = build_model(recipe, dataset_info(recipe.data))
+    load_weights(model, checkpoint.model, str(checkpoint_path(run)))
+    return Run(run, recipe, model.eval(), checkpoint)
+
+
+def _differences(old: Recipe, new: Recipe) -> list[str]:
+    """Dotted keys whose values differ, at most five, as `key old -> new`."""
+    before, after = (
+        _flat(old.model_dump(mode="json", by_alias=True)),
+        _flat(new.model_dump(mode="json", by_alias=True)),
+    )
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys[:5]]
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
