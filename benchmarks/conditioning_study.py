@@ -75,13 +75,16 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 values = [
                     row[measure]
                     for row in rows
-                    if (row["noise_trained"], row["conditioning"], row["lambda_threshold"]) == (noise, conditioning, threshold)
+                    if (row["noise_trained"], row["conditioning"], row["lambda_threshold"])
+                    == (noise, conditioning, threshold)
                     and row["lambda"] == lam
                 ]
                 cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
             name = conditioning if threshold is None else f"{conditioning}, threshold {threshold:g}"
             table.append([noise, name, measure.removesuffix("_accuracy"), *cells])
-    return tabulate(table, ["noise", "conditioning", "accuracy", *(f"lambda {lam:g}" for lam in LAMBDAS)], tablefmt="github")
+    return tabulate(
+        table, ["noise", "conditioning", "accuracy", *(f"lambda {lam:g}" for lam in LAMBDAS)], tablefmt="github"
+    )
 
 
 if __name__ == "__main__":

@@ -35,9 +35,8 @@ def evaluate(
     """
     recipe = run.recipe
     test = load_dataset(recipe.data).test.head(images or recipe.evaluate.images)
-    model = run.model.to(device)
     return evaluate_model(
-        model, test, recipe, attacks or recipe.evaluate.attacks, settings or evaluation_settings(recipe)
+        run.model.to(device), test, recipe, attacks or recipe.evaluate.attacks, settings or evaluation_settings(recipe)
     )
 
 
@@ -83,17 +82,19 @@ def evaluate_model(
         in the order settings within attacks; accuracies in [0, 1]; `lambda` is None where the method has none,
         `lambda_threshold` None where it is not used.
     """
+    device = next(model.parameters()).device
     base = Pgd(recipe.attack.eps, recipe.attack.step_size, recipe.attack.steps, recipe.attack.random_start)
+    plans = {name: named_attack(name, base) for name in attacks}
     states = {_state_key(setting): setting for setting in settings}
     clean: dict[Any, float] = {}
     robust: dict[Any, float] = {}
     with progress_bar("evaluating", len(states) * (1 + len(attacks))) as bar:
         for key, setting in states.items():
             with model.network(setting) as network:
-                clean[key] = _accuracy(network, test, None, recipe.seed)
+                clean[key] = _accuracy(network, test, None, recipe.seed, device)
                 bar.advance()
-                for name in attacks:
-                    robust[key, name] = _accuracy(network, test, named_attack(name, base), recipe.seed)
+                for name in plans:
+                    robust[key, name] = _accuracy(network, test, plans[name], recipe.seed, device)
                     bar.advance(f"{name} lambda {setting.lam:g}")
     return [
         {
@@ -120,12 +121,12 @@ def _has_threshold(model: ConditionalModel, setting: Setting) -> bool:
     return model.is_conditional and setting.conditioning == "switch"
 
 
-def _accuracy(network: Network, test: Images, attack: Pgd | None, seed: int) -> float:
+def _accuracy(network: Network, test: Images, attack: Pgd | None, seed: int, device: torch.device) -> float:
     correct = 0
     for start in range(0, len(test), BATCH):
-        image, label = test.batch(slice(start, start + BATCH))
+        image, label = (tensor.to(device) for tensor in test.batch(slice(start, start + BATCH)))
         if attack is not None:
-            generator = torch.Generator(image.device).manual_seed(seed * 1_000_003 + start)
+            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
             image = pgd(network, image, label, attack, generator)
         with torch.no_grad():
             correct += int((network(image).argmax(1) == label).sum())

@@ -1,11 +1,14 @@
 """Fast gradient sign and projected gradient descent, L-infinity: the hot path of adversarial training."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from deploytool.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,7 +74,12 @@ def named_attack(name: str, base: Pgd) -> Pgd:
     """Make `fgsm` or `pgd-K` with the radius (and, for PGD, the step size and start) of a base attack.
 
     FGSM is one step of length eps from the image itself (Goodfellow et al. 2015).
+
+    Raises:
+        InputError: no attack has that name.
     """
     if name == "fgsm":
         return Pgd(base.eps, base.eps, 1, random_start=False)
+    if not re.fullmatch("pgd-[1-9][0-9]{0,3}", name):
+        raise InputError(f"attack (={name!r}) is unknown; known: fgsm, pgd-K with K steps in 1..9999, as in pgd-20")
     return Pgd(base.eps, base.step_size, int(name.removeprefix("pgd-")), base.random_start)

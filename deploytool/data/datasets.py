@@ -63,8 +63,12 @@ def dataset_info(section: DataSection) -> DatasetInfo:
     return CATALOGUE[section.name]
 
 
-def load_dataset(section: DataSection) -> Dataset:
+def load_dataset(section: DataSection, download: bool = True) -> Dataset:
     """Load the recipe's data set into memory.
+
+    Args:
+        section: which data set, and where it lies.
+        download: fetch it where torchvision can and the folder lacks it.
 
     Raises:
         DataError: the name is unknown, or the files are absent, damaged or of the wrong shape.
@@ -74,7 +78,7 @@ def load_dataset(section: DataSection) -> Dataset:
     if section.name == "digits":
         return _load_digits()
     if section.name == "cifar10":
-        return _load_cifar10(section.root)
+        return _load_cifar10(section.root, download)
     raise unknown_dataset(section.name)
 
 
@@ -94,14 +98,14 @@ def _load_digits() -> Dataset:
     return Dataset(CATALOGUE["digits"], _images(x_train, y_train), _images(x_test, y_test))
 
 
-def _load_cifar10(root: str | None) -> Dataset:
+def _load_cifar10(root: str | None, download: bool) -> Dataset:
     from torchvision.datasets import CIFAR10
 
     folder = Path(root) if root else Path.home() / ".cache" / "deploytool"
     parts = []
     for train in (True, False):
         try:
-            part = CIFAR10(str(folder), train=train, download=not (folder / CIFAR10.base_folder).is_dir())
+            part = CIFAR10(str(folder), train=train, download=download and not (folder / CIFAR10.base_folder).is_dir())
         except Exception as error:
             raise DataError(
                 f"cifar10 is not in {folder} and cannot be had: {' '.join(str(error).split())[:160]}; "

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +14,79 @@ from deploytool import __version__
 from deploytool.atomic import atomic_path
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.data.datasets import dataset_info, load_dataset
-from deploytool.errors import DataError, ParityError
+from deploytool.errors import DataError, InputError, ParityError
 from deploytool.evaluation import deployed
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.condition import add_condition
 from deploytool.export.parity import Parity, check_parity
 from deploytool.models.conditional import ConditionalModel, FloatModel
 from deploytool.models.factory import build_model, recipe_setting
-from deploytool.models.setting import Setting
+from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.recipe import FloatMethod, Recipe
 from deploytool.training.run import Run
 
 TOLERANCE = 1e-3
 
 
-def export(run: Run, file: str | os.PathLike[str] | None = None, setting: Setting | None = None) -> dict[str, Any]:
+def export(
+    run: Run,
+    file: str | os.PathLike[str] | None = None,
+    conditioning: Conditioning | None = None,
+    lambda_threshold: float | None = None,
+) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
 
     Args:
         run: a trained run.
         file: where to write; RUN/model.onnx where None.
-        setting: threshold and conditioning to build in; the recipe's where None.
+        conditioning, lambda_threshold: built in instead of the recipe's; for FLOAT alone.
 
     Returns:
         `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`.
 
     Raises:
         ParityError: some logit is off by more than 1e-3; nothing is left behind.
+        InputError: conditioning or threshold do not fit the method.
     """
-    info = dataset_info(run.recipe.data)
+    recipe, info = run.recipe, dataset_info(run.recipe.data)
     try:
-        images = load_dataset(run.recipe.data).test.head(7).batch(slice(0, 7))[0]
+        images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
     except DataError:
         images = random_images(info)  # a run can be exported where its data set is not at hand
-    return write_artefact(run.model, run.recipe, info, images, file or run.path / "model.onnx", setting)
+    setting = export_setting(recipe, conditioning, lambda_threshold)
+    return write_artefact(run.model, recipe, info, images, file or run.path / "model.onnx", setting)
 
 
-def export_untrained(recipe: Recipe, file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Export a recipe's freshly initialised model, for latency and cost work; returns and raises as `export`."""
+def export_untrained(
+    recipe: Recipe,
+    file: str | os.PathLike[str],
+    conditioning: Conditioning | None = None,
+    lambda_threshold: float | None = None,
+) -> dict[str, Any]:
+    """Export a recipe's freshly initialised model, for latency and cost work; arguments and result as `export`."""
     info = dataset_info(recipe.data)
     model = build_model(recipe, info).eval()
-    return write_artefact(model, recipe, info, random_images(info), file, None, trained=False)
+    setting = export_setting(recipe, conditioning, lambda_threshold)
+    return write_artefact(model, recipe, info, random_images(info), file, setting, trained=False)
+
+
+def export_setting(recipe: Recipe, conditioning: Conditioning | None, lambda_threshold: float | None) -> Setting:
+    """The setting that a file is built with: the recipe's, with what the arguments replace.
+
+    Raises:
+        InputError: the method has no condition, or the conditioning has no threshold, or the threshold is off.
+    """
+    setting = deployed(recipe_setting(recipe))
+    if conditioning is None and lambda_threshold is None:
+        return setting
+    if not isinstance(recipe.method, FloatMethod):
+        raise InputError(f"method {recipe.method.name} has no conditioning and no lambda threshold; leave them out")
+    setting = replace(setting, conditioning=conditioning or setting.conditioning)
+    if lambda_threshold is None:
+        return setting
+    if setting.conditioning == "interpolate":
+        raise InputError("--lambda-threshold has no effect with interpolate; leave it out or use --conditioning switch")
+    return replace(setting, lambda_threshold=check_threshold_value(lambda_threshold))
 
 
 def random_images(info: DatasetInfo) -> Tensor:
@@ -67,11 +100,10 @@ def write_artefact(
     info: DatasetInfo,
     images: Tensor,
     file: str | os.PathLike[str],
-    setting: Setting | None,
+    setting: Setting,
     trained: bool = True,
 ) -> dict[str, Any]:
     """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
-    setting = deployed(setting or recipe_setting(recipe))
     graph = build_graph(model, info, setting)
     onnx.helper.set_model_props(graph, metadata(recipe, info, setting, trained))
     path = Path(file)

@@ -6,8 +6,33 @@ No torch here: training, export and the edge read the same two formulas.
 from dataclasses import dataclass
 from typing import Literal
 
+from deploytool.errors import InputError
+
 Conditioning = Literal["switch", "interpolate"]
 NoiseMode = Literal["redrawn", "frozen", "none"]
+
+
+def check_lambda(lam: float, name: str = "lambda") -> float:
+    """Return a lambda as a float in [0, 1].
+
+    Raises:
+        InputError: it is no number, NaN, or outside [0, 1].
+    """
+    try:
+        value = float(lam)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} (={lam!r}) must be a number in [0, 1]") from None
+    if not 0 <= value <= 1:  # also false for NaN
+        raise InputError(f"{name} (={value:g}) must be in [0, 1]; 0 is for clean images, 1 for attacked ones")
+    return value
+
+
+def check_threshold_value(threshold: float) -> float:
+    """Return a lambda threshold if it is one of the paper's two, 0 or 0.5; raise InputError otherwise."""
+    value = check_lambda(threshold, "lambda threshold")
+    if value not in (0.0, 0.5):
+        raise InputError(f"lambda threshold (={value:g}) must be 0 or 0.5")
+    return value
 
 
 @dataclass(frozen=True)
@@ -28,10 +53,9 @@ class Setting:
     noise: NoiseMode = "frozen"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lambda (={self.lam}) must be in [0, 1]")
+        check_lambda(self.lam)
         if not 0 <= self.lambda_threshold < 1:
-            raise ValueError(f"lambda_threshold (={self.lambda_threshold}) must be in [0, 1)")
+            raise InputError(f"lambda threshold (={self.lambda_threshold}) must be in [0, 1)")
 
     @property
     def noise_scale(self) -> float:

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploytool.errors import InputError
+from deploytool.models.setting import check_lambda, check_threshold_value
 from deploytool.runtime.artefact import Artefact
 
 Array = np.ndarray[Any, Any]
@@ -34,21 +35,6 @@ RANDOM_OPS = frozenset(
         "Dropout",
     }
 )
-
-
-def check_lambda(lam: float, name: str = "lambda") -> float:
-    """Return a lambda as a float in [0, 1].
-
-    Raises:
-        InputError: it is no number, NaN, or outside [0, 1].
-    """
-    try:
-        value = float(lam)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} (={lam!r}) must be a number in [0, 1]") from None
-    if not 0 <= value <= 1:  # also false for NaN
-        raise InputError(f"{name} (={value:g}) must be in [0, 1]; 0 is for clean images, 1 for attacked ones")
-    return value
 
 
 def specialized_model(artefact: Artefact, lam: float, lambda_threshold: float | None = None) -> onnx.ModelProto:
@@ -102,10 +88,7 @@ def check_threshold(artefact: Artefact, threshold: float) -> float:
     """
     if not any(tensor.name == "lambda_threshold" for tensor in artefact.model.graph.initializer):
         raise InputError(f"{artefact.path} has no lambda threshold (conditioning {artefact.metadata.conditioning})")
-    value = check_lambda(threshold, "lambda threshold")
-    if value not in (0.0, 0.5):
-        raise InputError(f"lambda threshold (={value:g}) must be 0 or 0.5")
-    return value
+    return check_threshold_value(threshold)
 
 
 def evaluate_constant_part(model: onnx.ModelProto, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:

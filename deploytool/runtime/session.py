@@ -10,8 +10,9 @@ import onnx
 import onnxruntime
 
 from deploytool.errors import ArtefactError, InputError
+from deploytool.models.setting import check_lambda
 from deploytool.runtime.artefact import Artefact, read_artefact
-from deploytool.runtime.partial import check_lambda, check_threshold, specialized_model
+from deploytool.runtime.partial import check_threshold, specialized_model
 from deploytool.runtime.threads import available_threads
 
 Array = np.ndarray[Any, Any]

@@ -8,8 +8,9 @@ import numpy as np
 
 from deploytool.atomic import atomic_path
 from deploytool.errors import InputError
+from deploytool.models.setting import check_lambda
 from deploytool.runtime.artefact import Artefact, read_artefact, read_metadata
-from deploytool.runtime.partial import check_lambda, specialized_model
+from deploytool.runtime.partial import specialized_model
 from deploytool.runtime.session import Session
 
 

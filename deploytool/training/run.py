@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deploytool.atomic import atomic_path, write_text
+from deploytool.atomic import atomic_path, remove_leftovers, write_text
 from deploytool.data.datasets import dataset_info
 from deploytool.errors import CheckpointError, RunError
 from deploytool.models.conditional import ConditionalModel
@@ -56,6 +56,8 @@ def create_run(run: Path, recipe: Recipe, resume: bool) -> None:
     Raises:
         RunError: the folder holds a run already, or (with `resume`) one of another recipe.
     """
+    if run.is_dir():
+        remove_leftovers(run)
     file = run / "recipe.yaml"
     if file.exists():
         if not resume:

@@ -1,0 +1,302 @@
+"""The command line: each command parses, makes one library call, prints.
+
+Heavy imports are inside the commands, so that `deploytool --help` answers at once.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deploytool import __version__
+from deploytool.errors import DeploytoolError
+
+F = TypeVar("F", bound=Callable[..., Any])
+CONDITIONINGS = click.Choice(["switch", "interpolate"])
+
+
+class OneLineError(click.ClickException):
+    """An expected failure: one line on stderr, exit code 1."""
+
+    def show(self, file: Any = None) -> None:
+        """Print the line."""
+        click.echo("error: " + " ".join(self.message.split()), err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands end expected failures with one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; usage errors stay click's, with exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except DeploytoolError as error:
+            raise OneLineError(str(error)) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk or a read-only folder is the user's to mend, not a bug
+            raise OneLineError(f"{error.filename or 'the system'}: {error.strerror or error}") from None
+
+
+class NumberList(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas."""
+
+    name = "number,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse `0,0.2,1`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be numbers separated by commas, as in 0,0.2,1", param, ctx)
+
+
+def json_option(command: F) -> F:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(command)
+
+
+def set_option(command: F) -> F:
+    """Add `--set`."""
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one value; repeat.")(
+        command
+    )
+
+
+def threshold_option(command: F) -> F:
+    """Add `--lambda-threshold`."""
+    return click.option(
+        "--lambda-threshold", type=float, metavar="T", help="0 or 0.5: lambda above it selects BN_A (switch)."
+    )(command)
+
+
+def device_option(command: F) -> F:
+    """Add `--device`."""
+    return click.option(
+        "--device", default="auto", show_default=True, help="A torch device; auto: a GPU where there is one."
+    )(command)
+
+
+def emit(document: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """Print one JSON document or the text for people."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text())
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="deploytool")
+def cli() -> None:
+    """Compress and export robust vision models: one ONNX file, lambda tuned in the field."""
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@set_option
+@device_option
+@json_option
+def train(
+    recipe: Path, output: Path | None, resume: bool, overrides: tuple[str, ...], device: str, as_json: bool
+) -> None:
+    """Train RECIPE into a run folder."""
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.device import choose_device
+    from deploytool.recipe import load_recipe
+    from deploytool.report.tables import key_values
+    from deploytool.training.loop import train as train_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    result = train_recipe(loaded, output or Path("runs") / loaded.name, resume, choose_device(device))
+    emit(result, as_json, lambda: key_values(result))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="fgsm or pgd-K; repeat. [recipe's]")
+@click.option("--lambda", "lambdas", type=NumberList(), help="Lambdas in [0, 1]. [recipe's]")
+@click.option("--lambda-threshold", "thresholds", type=NumberList(), help="0, 0.5 or both. [recipe's]")
+@click.option("--conditioning", "conditionings", type=CONDITIONINGS, multiple=True, help="Repeat for both. [recipe's]")
+@click.option("--images", type=click.IntRange(1), help="At most so many test images.")
+@device_option
+@json_option
+def evaluate(
+    run: Path,
+    attacks: tuple[str, ...],
+    lambdas: tuple[float, ...] | None,
+    thresholds: tuple[float, ...] | None,
+    conditionings: tuple[Any, ...],
+    images: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure clean and robust accuracy of RUN over attacks, lambdas and thresholds."""
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.device import choose_device
+    from deploytool.evaluation import evaluate as evaluate_run
+    from deploytool.evaluation import evaluation_settings
+    from deploytool.report.tables import accuracy_table
+    from deploytool.training.run import load_run
+
+    loaded = load_run(run)
+    settings = evaluation_settings(loaded.recipe, lambdas, thresholds, conditionings or None)
+    rows = evaluate_run(loaded, list(attacks) or None, settings, images, choose_device(device))
+    emit({"rows": rows}, as_json, lambda: accuracy_table(rows))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; RUN/model.onnx by default.")
+@click.option("--untrained", is_flag=True, help="RUN is a recipe: export freshly initialised weights.")
+@threshold_option
+@click.option("--conditioning", type=CONDITIONINGS, help="Instead of the recipe's.")
+@set_option
+@json_option
+def export(
+    run: Path,
+    output: Path | None,
+    untrained: bool,
+    lambda_threshold: float | None,
+    conditioning: Any,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write RUN as one ONNX file with lambda as an input, and check it against the model."""
+    from deploytool.extras import require_extra
+
+    if untrained and output is None:
+        raise click.UsageError("--untrained needs -o FILE")
+    if overrides and not untrained:
+        raise click.UsageError("--set works with --untrained alone: a trained run's recipe is fixed")
+    require_extra("train")
+    from deploytool.export import artefact
+    from deploytool.recipe import load_recipe
+    from deploytool.report.tables import key_values
+    from deploytool.training.run import load_run
+
+    options = {"conditioning": conditioning, "lambda_threshold": lambda_threshold}
+    if untrained:
+        assert output is not None
+        result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
+    else:
+        result = artefact.export(load_run(run), output, **options)
+    emit(result, as_json, lambda: key_values(result))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--lambda", "lam", type=float, required=True, help="Lambda in [0, 1].")
+@threshold_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="FILE's name with -lambda-L by default.")
+@json_option
+def specialize(file: Path, lam: float, lambda_threshold: float | None, output: Path | None, as_json: bool) -> None:
+    """Write the plain ONNX file of one lambda."""
+    from deploytool.report.tables import key_values
+    from deploytool.runtime.specialize import specialize as specialize_file
+
+    result = specialize_file(file, lam, output, lambda_threshold)
+    emit(result, as_json, lambda: key_values(result))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--vs", type=click.Path(path_type=Path), help="Another ONNX file, measured interleaved.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference; what this machine allows.")
+@click.option("--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Images per inference.")
+@click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; 0 by default.")
+@click.option("--generic", is_flag=True, help="Run the graph as stored, lambda as an input.")
+@json_option
+def bench(
+    file: Path, vs: Path | None, threads: int | None, batch: int, lam: float | None, generic: bool, as_json: bool
+) -> None:
+    """Measure latency, throughput and memory of an ONNX FILE on this machine."""
+    from deploytool.report.tables import key_values
+    from deploytool.runtime.bench import bench as bench_file
+
+    result = bench_file(file, vs, threads=threads, batch=batch, lam=lam, generic=generic)
+    emit(result, as_json, lambda: key_values(result))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--method", type=click.Choice(["plain", "standard", "pgd-at", "float", "oat"]), help="[the file's own]")
+@click.option("--profile", default="asic-65nm", show_default=True, help="Name of a technology profile, or a YAML file.")
+@set_option
+@json_option
+def cost(file: Path, method: str | None, profile: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Price an ONNX FILE on a 65 nm ASIC, layer by layer (paper 5, eqs. 7 to 9)."""
+    from hwmodels.table import render
+
+    from deploytool.costing import cost_of
+
+    report = cost_of(file, method, profile, overrides)
+    emit(report.to_dict(), as_json, lambda: render(report))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; needed where the model takes one.")
+@threshold_option
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list per image.")
+@json_option
+def predict(
+    file: Path,
+    images: tuple[Path, ...],
+    lam: float | None,
+    lambda_threshold: float | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Classify PNG or JPEG IMAGES with FILE."""
+    from deploytool.report.tables import prediction_table
+    from deploytool.runtime.predict import predict as predict_images
+
+    predictions = predict_images(file, list(images), lam=lam, lambda_threshold=lambda_threshold, top=top)
+    emit({"predictions": predictions}, as_json, lambda: prediction_table(predictions))
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
+@set_option
+@device_option
+@json_option
+def pipeline(recipe: Path, output: Path | None, overrides: tuple[str, ...], device: str, as_json: bool) -> None:
+    """Run all stages of RECIPE; a second call goes on at the first unfinished stage."""
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.device import choose_device
+    from deploytool.pipeline import run_pipeline
+    from deploytool.recipe import load_recipe
+    from deploytool.report.summary import summary
+
+    loaded = load_recipe(recipe, overrides)
+    result = run_pipeline(
+        loaded,
+        output or Path("runs") / loaded.name,
+        choose_device(device),
+        announce=lambda line: click.echo(line, err=True),
+    )
+    emit(result, as_json, lambda: summary(result))
+
+
+@cli.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of stdout.")
+def schema(output: Path | None) -> None:
+    """Print the JSON Schema of a recipe, for an editor to complete and check with."""
+    from deploytool.atomic import write_json
+    from deploytool.recipe import json_schema
+
+    if output is None:
+        click.echo(json.dumps(json_schema(), indent=2))
+    else:
+        write_json(output, json_schema())

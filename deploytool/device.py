@@ -1,0 +1,20 @@
+"""Choosing where to compute."""
+
+import torch
+
+from deploytool.errors import InputError
+
+
+def choose_device(name: str) -> str:
+    """Return a usable torch device: `auto` is a GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0][:120]}; try cpu") from None
+    return name

@@ -1,0 +1,18 @@
+"""Optional packages: a missing one is answered with the command that installs it."""
+
+from importlib.util import find_spec
+
+from deploytool.errors import MissingExtraError
+
+EXTRAS = {
+    "train": ("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "sklearn", "tensorboard", "matplotlib"),
+}
+
+
+def require_extra(extra: str) -> None:
+    """Raise MissingExtraError unless every package of an extra can be imported."""
+    missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
+    if missing:
+        raise MissingExtraError(
+            f"this needs {', '.join(missing)}; install them with: pip install 'deploytool[{extra}]'"
+        )

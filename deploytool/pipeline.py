@@ -1,0 +1,158 @@
+"""`pipeline`: every stage of a recipe in one go, resumed at the first unfinished one.
+
+    train -> evaluate -> compare -> export -> bench -> cost -> report
+
+Each stage leaves RUN/stages/NAME.json, written when the stage is done. A stage is skipped when that file is there,
+belongs to this recipe, and every stage before it was skipped too.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploytool.atomic import write_json
+from deploytool.costing import cost_of
+from deploytool.evaluation import evaluate
+from deploytool.export.artefact import export
+from deploytool.recipe import FloatMethod, Recipe, make_recipe
+from deploytool.runtime.bench import bench
+from deploytool.training.loop import train
+from deploytool.training.run import checkpoint_path, create_run, load_run
+
+Result = dict[str, Any]
+Announce = Callable[[str], None]
+
+
+def run_pipeline(recipe: Recipe, run: Path, device: str = "cpu", announce: Announce = lambda line: None) -> Result:
+    """Run all stages of a recipe.
+
+    Args:
+        recipe: the recipe.
+        run: the run folder; an unfinished pipeline of the same recipe is continued.
+        device: torch device.
+        announce: told one line per stage.
+
+    Returns:
+        `run`, and `stages`: a list of `{stage, skipped, result}`.
+
+    Raises:
+        RunError: the folder holds a run of another recipe; and whatever a stage raises.
+    """
+    create_run(run, recipe, resume=True)
+    earlier: dict[str, Any] = {}
+    stages = []
+    fresh = False
+    for name, stage in STAGES.items():
+        if name == "compare" and recipe.pipeline.compare is None:
+            continue
+        result = None if fresh else _finished(run, recipe, name)
+        skipped = result is not None
+        if result is None:
+            fresh = True
+            announce(f"{name} ...")
+            result = stage(recipe, run, device, earlier)
+            write_json(_stage_file(run, name), {"recipe": recipe.digest(), "result": result})
+        else:
+            announce(f"{name}: done before")
+        earlier[name] = result
+        stages.append({"stage": name, "skipped": skipped, "result": result})
+    return {"run": str(run), "stages": stages}
+
+
+def _train(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    return train(recipe, run, resume=True, device=device)
+
+
+def _evaluate(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    return {"rows": evaluate(load_run(run), device=device), "alphas": learned_alphas(run)}
+
+
+def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    """Train and evaluate the recipe at other values of one key, on the strongest attack of its list."""
+    compare = recipe.pipeline.compare
+    assert compare is not None
+    attack = recipe.evaluate.attacks[-1]
+    rows: list[Result] = []
+    alphas: dict[str, Any] = {}
+    for value in compare.values:
+        document = recipe.model_dump(mode="json", by_alias=True)
+        variant = make_recipe(document, [f"{compare.key}={json.dumps(value)}"])
+        if variant.digest() == recipe.digest():
+            folder = run
+            variant_rows = [row for row in earlier["evaluate"]["rows"] if row["attack"] == attack]
+        else:
+            folder = run / "compare" / "".join(c if c.isalnum() else "-" for c in str(value))
+            train(variant, folder, resume=folder.exists(), device=device)
+            variant_rows = evaluate(load_run(folder), [attack], device=device)
+        rows += [{"value": str(value), **row} for row in variant_rows]
+        alphas[str(value)] = learned_alphas(folder)
+    return {"key": compare.key, "attack": attack, "rows": rows, "alphas": alphas}
+
+
+def _export(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    return export(load_run(run))
+
+
+def _bench(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    file = earlier["export"]["file"]
+    result = {"specialized": bench(file)}
+    if isinstance(recipe.method, FloatMethod):
+        result["generic"] = bench(file, generic=True)
+    return result
+
+
+def _cost(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    """Price the file by all three methods of paper 5; per layer for the recipe's own."""
+    file = earlier["export"]["file"]
+    own = "float" if isinstance(recipe.method, FloatMethod) else "plain"
+    reports = {method: cost_of(file, method).to_dict() for method in ("plain", "float", "oat")}
+    return {"method": own, "report": reports[own], "totals": {name: r["totals"] for name, r in reports.items()}}
+
+
+def _report(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
+    from deploytool.report.summary import write_report
+
+    return write_report(recipe, run, earlier)
+
+
+Stage = Callable[[Recipe, Path, str, Result], Result]
+
+STAGES: dict[str, Stage] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "export": _export,
+    "bench": _bench,
+    "cost": _cost,
+    "report": _report,
+}
+
+
+def learned_alphas(run: Path) -> Result:
+    """The learned noise scaling factors by layer name; empty where the method has none."""
+    from deploytool.models.conditional import FloatModel
+
+    model = load_run(run).model
+    if not isinstance(model, FloatModel):
+        return {}
+    names = [name.removesuffix(".weight") for name in model.noise_windows]
+    return dict(zip(names, model.alpha.detach().tolist(), strict=True))
+
+
+def _stage_file(run: Path, name: str) -> Path:
+    return run / "stages" / f"{name}.json"
+
+
+def _finished(run: Path, recipe: Recipe, name: str) -> Result | None:
+    """The result of a finished stage; None where it has to run, a damaged record included."""
+    try:
+        record = json.loads(_stage_file(run, name).read_text(encoding="utf-8"))
+        result = record["result"] if record["recipe"] == recipe.digest() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(result, dict):
+        return None
+    needs = [checkpoint_path(run)] if name == "train" else []
+    needs += [Path(result[key]) for key in ("file", "markdown", "plot") if isinstance(result.get(key), str)]
+    return result if all(file.exists() for file in needs) else None

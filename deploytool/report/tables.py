@@ -1,0 +1,77 @@
+"""Text tables of results."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+Row = dict[str, Any]
+
+
+def key_values(document: Row) -> str:
+    """Render a result as aligned `key  value` lines; nested results get dotted keys."""
+    return tabulate(_flat(document), tablefmt="plain", disable_numparse=True)
+
+
+def accuracy_table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
+    """Render evaluation rows: one line per setting, one column for clean accuracy and one per attack."""
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    robust = {(_setting(row), row["attack"]): row["robust_accuracy"] for row in rows}
+    clean = {_setting(row): row["clean_accuracy"] for row in rows}
+    table = [
+        [*_setting_cells(setting), f"{accuracy:.3f}", *(f"{robust[setting, name]:.3f}" for name in attacks)]
+        for setting, accuracy in clean.items()
+    ]
+    heads = ["conditioning", "threshold", "lambda", "clean", *attacks]
+    return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True)
+
+
+def comparison_table(rows: Sequence[Row], key: str, tablefmt: str = "simple") -> str:
+    """Render rows of one attack over several values of a recipe key: clean / robust accuracy per lambda."""
+    lambdas = list(dict.fromkeys(row["lambda"] for row in rows))
+    cells: dict[tuple[str, str, str], dict[Any, str]] = {}
+    for row in rows:
+        conditioning, threshold, _ = _setting_cells(_setting(row))
+        line = cells.setdefault((row["value"], conditioning, threshold), {})
+        line[row["lambda"]] = f"{row['clean_accuracy']:.3f} / {row['robust_accuracy']:.3f}"
+    table = [[*names, *(line.get(lam, "") for lam in lambdas)] for names, line in cells.items()]
+    heads = [key, "conditioning", "threshold", *("" if lam is None else f"lambda {lam:g}" for lam in lambdas)]
+    return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True)
+
+
+def alpha_table(alphas: Mapping[str, Sequence[float]], layers: Sequence[str], key: str, tablefmt: str = "simple") -> str:
+    """Render the learned noise scaling factors: a line per layer, a column per value of a recipe key."""
+    table = [[layer, *(f"{values[i]:.3f}" for values in alphas.values())] for i, layer in enumerate(layers)]
+    return tabulate(table, ["alpha of layer", *(f"{key} {name}" for name in alphas)], tablefmt=tablefmt)
+
+
+def prediction_table(predictions: Sequence[Row]) -> str:
+    """Render predictions: a line per image with its best classes."""
+    table = [
+        [p["image"], p["class"], f"{p['probability']:.3f}", ", ".join(_candidate(c) for c in p["top"][1:])]
+        for p in predictions
+    ]
+    return tabulate(table, ["image", "class", "probability", "next"], disable_numparse=True)
+
+
+def _candidate(candidate: Row) -> str:
+    return f"{candidate['class']} {candidate['probability']:.3f}"
+
+
+def _setting(row: Row) -> tuple[Any, Any, Any]:
+    return row["conditioning"], row["lambda_threshold"], row["lambda"]
+
+
+def _setting_cells(setting: tuple[Any, Any, Any]) -> list[str]:
+    conditioning, threshold, lam = setting
+    return [conditioning or "-", "-" if threshold is None else f"{threshold:g}", "-" if lam is None else f"{lam:g}"]
+
+
+def _flat(document: Row, prefix: str = "") -> list[tuple[str, str]]:
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{key}.")
+        else:
+            lines.append((prefix + key, f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return lines
