@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ from pydantic import (
 from deploytool.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1 << 20
+ATTACK_NAME = r"^(fgsm|pgd-[1-9][0-9]{0,3})$"
 
 
 def parse_fraction(value: Any) -> Any:
@@ -59,10 +61,17 @@ def check_lambda_threshold(value: float) -> float:
     return value
 
 
+def check_attack_name(name: str) -> str:
+    """Let the names of evaluation attacks through."""
+    if not re.fullmatch(ATTACK_NAME, name):
+        raise ValueError("must be fgsm, or pgd-K with K steps in 1..9999, as in pgd-20")
+    return name
+
+
 LambdaThreshold = Annotated[float, AfterValidator(check_lambda_threshold), Field(json_schema_extra={"enum": [0, 0.5]})]
 NoiseMode = Literal["redrawn", "frozen", "none"]
 Conditioning = Literal["switch", "interpolate"]
-AttackName = Annotated[str, Field(pattern=r"^(fgsm|pgd-[1-9][0-9]{0,3})$")]
+AttackName = Annotated[str, AfterValidator(check_attack_name), Field(json_schema_extra={"pattern": ATTACK_NAME})]
 
 
 class Section(BaseModel):
@@ -271,6 +280,11 @@ def _first_problem(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
         text = f"unknown key {where}; {advice}"
+    elif first["type"] == "union_tag_invalid":
+        known = re.findall("'([^']+)'", first["ctx"]["expected_tags"])
+        near = difflib.get_close_matches(first["ctx"]["tag"], known, n=1)
+        advice = f"did you mean {near[0]}? " if near else ""
+        text = f"{where}.name (={first['ctx']['tag']!r}) is unknown; {advice}allowed: {', '.join(known)}"
     elif first["type"] == "missing":
         text = f"key {where} is missing; add it to the recipe"
     elif not loc:

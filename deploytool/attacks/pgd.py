@@ -1,6 +1,5 @@
 """Fast gradient sign and projected gradient descent, L-infinity: the hot path of adversarial training."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deploytool.errors import InputError
+from deploytool.recipe import check_attack_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -80,6 +80,8 @@ def named_attack(name: str, base: Pgd) -> Pgd:
     """
     if name == "fgsm":
         return Pgd(base.eps, base.eps, 1, random_start=False)
-    if not re.fullmatch("pgd-[1-9][0-9]{0,3}", name):
-        raise InputError(f"attack (={name!r}) is unknown; known: fgsm, pgd-K with K steps in 1..9999, as in pgd-20")
+    try:
+        check_attack_name(name)
+    except ValueError as error:
+        raise InputError(f"attack (={name!r}) {error}") from None
     return Pgd(base.eps, base.step_size, int(name.removeprefix("pgd-")), base.random_start)

@@ -52,9 +52,9 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
     began = time.monotonic()
     run = Path(run)
     data = load_dataset(recipe.data)
-    create_run(run, recipe, resume)
     place = torch.device(device)
     model = build_model(recipe, data.info).to(place)
+    create_run(run, recipe, resume)
     optimizer = make_optimizer(model, recipe)
     history: list[dict[str, Any]] = []
     if resume and checkpoint_path(run).exists():
@@ -89,9 +89,7 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
             history.append(metrics)
             momentum = dict(momentum_buffers(model, optimizer))
             save_checkpoint(run, recipe, Checkpoint(epoch + 1, model.state_dict(), momentum, history))
-            for name, value in metrics.items():
-                if isinstance(value, float):
-                    log.add_scalar(name, value, epoch + 1)
+            log_scalars(log, metrics)
 
     write_json(run / "metrics.json", history)
     model.eval()
@@ -160,6 +158,13 @@ def alpha_metrics(model: ConditionalModel) -> dict[str, list[float]]:
     """The learned noise scaling factors, where the model has them."""
     alpha = getattr(model, "alpha", None)
     return {} if alpha is None else {"alpha": [round(float(a), 6) for a in alpha.detach()]}
+
+
+def log_scalars(log: Any, metrics: dict[str, Any]) -> None:
+    """Write one epoch's numbers to TensorBoard; lists get a curve per entry."""
+    for name, value in metrics.items():
+        for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            log.add_scalar(name if index is None else f"{name}/{index}", number, metrics["epoch"])
 
 
 def scalar_log(run: Path, history: list[dict[str, Any]]) -> Any:

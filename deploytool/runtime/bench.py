@@ -1,0 +1,161 @@
+"""`bench`: latency, throughput and memory of an ONNX file on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from deploytool.errors import ArtefactError, InputError
+from deploytool.runtime.artefact import read_onnx
+from deploytool.runtime.session import Session, open_session
+from deploytool.runtime.threads import available_threads
+
+PROBE_TIMEOUT_S = 300
+MIN_RUNS, MAX_RUNS, WARM_UP = 30, 20_000, 5
+
+Inference = Callable[[], object]
+
+
+def bench(
+    file: str | os.PathLike[str],
+    vs: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    batch: int = 1,
+    lam: float | None = None,
+    generic: bool = False,
+    seconds: float = 3.0,
+) -> dict[str, Any]:
+    """Measure an ONNX file, alone or interleaved with another one.
+
+    Conditional files of deploytool run specialised, as `Session` runs them, or (with `generic`) as stored. Any other
+    ONNX file with one float32 image input of fixed C, H and W runs as it is.
+
+    Args:
+        file: the file to measure.
+        vs: a file to compare with; both are timed alternately in one process, the order alternating too.
+        threads: threads of one inference; by default what affinity and cgroup quota allow.
+        batch: images per inference.
+        lam: lambda of a conditional file; 0 where None. Ignored by plain files.
+        generic: run conditional files as stored, lambda being an input.
+        seconds: time to spend on measuring; at least 30 runs are made.
+
+    Returns:
+        `p50_ms`, `p90_ms`, `p99_ms` per inference, `throughput_ips` (images per second), `peak_rss_mb` (10^6 bytes,
+        of a fresh process that loads and runs the file), `size_mb`, `threads`, `batch`, `lambda`, `runs`; with `vs`
+        also `ratio_vs`, the median over pairs of time / time of the other, and the other's figures as `vs`.
+
+    Raises:
+        ArtefactError: a file is not usable. InputError: an argument is out of range.
+    """
+    if batch < 1:
+        raise InputError(f"batch (={batch}) must be at least 1")
+    if not 0 < seconds <= 3600:
+        raise InputError(f"seconds (={seconds:g}) must be in (0, 3600]")
+    threads = threads or available_threads()
+    files = [Path(file)] if vs is None else [Path(file), Path(vs)]
+    prepared = [prepare(path, threads, batch, lam, generic) for path in files]
+    times = _interleaved([run for run, _ in prepared], seconds)
+    results: list[dict[str, Any]] = []
+    for path, (_, used), column in zip(files, prepared, times.T, strict=True):
+        results.append(
+            {
+                "file": str(path),
+                **_percentiles(column, batch),
+                "peak_rss_mb": _peak_rss_mb(path, threads, batch, used, generic),
+                "size_mb": round(path.stat().st_size / 1e6, 6),
+                "threads": threads,
+                "batch": batch,
+                "lambda": used,
+                "runs": len(times),
+            }
+        )
+    if vs is not None:
+        results[0] |= {"ratio_vs": float(np.median(times[:, 0] / times[:, 1])), "vs": results[1]}
+    return results[0]
+
+
+def prepare(path: Path, threads: int, batch: int, lam: float | None, generic: bool) -> tuple[Inference, float | None]:
+    """Open a file; return a function that runs one inference on fixed random images, and the lambda it runs at."""
+    model = read_onnx(path)
+    if any(p.key == "deploytool.version" for p in model.metadata_props):
+        session = Session(path, threads=threads)
+        used = (0.0 if lam is None else session.check_lambda(lam)) if session.metadata.conditional else None
+        image = _images((batch, *session.metadata.shape))
+        run = session.generic if generic else session
+        return lambda: run(image, used), used
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initialized]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs)
+        raise ArtefactError(f"{path} has inputs {names or 'none'}; bench feeds files of deploytool, or one image input")
+    image, name = _images(_image_shape(path, inputs[0], batch)), inputs[0].name
+    plain = open_session(model.SerializeToString(), threads, str(path))
+    return lambda: plain.run(None, {name: image}), None
+
+
+def _image_shape(path: Path, value: onnx.ValueInfoProto, batch: int) -> tuple[int, ...]:
+    dims = value.type.tensor_type.shape.dim
+    if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT or len(dims) != 4:
+        raise ArtefactError(f"{path}: input {value.name} is no float32 image (N, C, H, W)")
+    sizes = [dim.dim_value for dim in dims]
+    if not all(0 < size <= 65536 for size in sizes[1:]):
+        raise ArtefactError(f"{path}: input {value.name} has free C, H or W; fix them when exporting")
+    if sizes[0] not in (0, batch):
+        raise InputError(f"batch (={batch}) does not fit {path}: its input {value.name} has batch {sizes[0]}")
+    return (batch, *sizes[1:])
+
+
+def _images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+def _interleaved(runs: list[Inference], seconds: float) -> np.ndarray[Any, Any]:
+    """Seconds per (round, candidate) after a warm-up; the order of candidates alternates from round to round."""
+    for run in runs:
+        for _ in range(WARM_UP):
+            run()
+    rounds: list[list[float]] = []
+    deadline = time.perf_counter() + seconds
+    while len(rounds) < MIN_RUNS or (time.perf_counter() < deadline and len(rounds) < MAX_RUNS):
+        row = [0.0] * len(runs)
+        order = range(len(runs)) if len(rounds) % 2 == 0 else reversed(range(len(runs)))
+        for index in order:
+            began = time.perf_counter()
+            runs[index]()
+            row[index] = time.perf_counter() - began
+        rounds.append(row)
+    return np.array(rounds)
+
+
+def _percentiles(seconds: np.ndarray[Any, Any], batch: int) -> dict[str, float]:
+    p50, p90, p99 = (float(v) for v in np.percentile(seconds, [50, 90, 99]))
+    return {
+        "p50_ms": p50 * 1e3,
+        "p90_ms": p90 * 1e3,
+        "p99_ms": p99 * 1e3,
+        "throughput_ips": batch * len(seconds) / float(seconds.sum()),
+    }
+
+
+def _peak_rss_mb(path: Path, threads: int, batch: int, lam: float | None, generic: bool) -> float:
+    """Run the probe in a fresh process, where nothing else has raised the peak."""
+    request = json.dumps({"file": str(path), "threads": threads, "batch": batch, "lam": lam, "generic": generic})
+    command = [sys.executable, "-m", "deploytool.runtime.memory_probe", request]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ArtefactError(
+            f"{path}: measuring its memory took more than {PROBE_TIMEOUT_S} s; try a smaller batch"
+        ) from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:160]
+        raise ArtefactError(f"{path}: the process that measures its memory failed: {reason}")
+    return float(json.loads(done.stdout)["peak_rss_mb"])

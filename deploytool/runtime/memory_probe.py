@@ -1,0 +1,28 @@
+"""A process of its own that loads a model, runs it a few times and prints its peak memory.
+
+python -m deploytool.runtime.memory_probe '{"file": "model.onnx", "threads": 1, "batch": 1, "lam": 0, "generic": false}'
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from deploytool.runtime.bench import prepare
+
+RUNS = 5
+
+
+def main() -> None:
+    """Read the request from the first argument, print `{"peak_rss_mb": ...}` (10^6 bytes)."""
+    request = json.loads(sys.argv[1])
+    run, _ = prepare(Path(request["file"]), request["threads"], request["batch"], request["lam"], request["generic"])
+    for _ in range(RUNS):
+        run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bytes_each = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    sys.stdout.write(json.dumps({"peak_rss_mb": round(peak * bytes_each / 1e6, 3)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
