@@ -52,12 +52,17 @@ def float_delay(weights: int, positions: int, profile: Profile) -> Delay:
 
 def oat_delay(weights: int, positions: int, out_channels: int, profile: Profile) -> Delay:
     """Eq. 9, OAT: the FiLM layer after the convolution adds 2 C_o + 4 C_o^2 weights, read once and used once."""
-    film = 2 * out_channels + 4 * out_channels**2
+    film = film_weights(out_channels)
     return Delay(
         _reads(weights + film, profile) * profile.tau_read_ns,
         _rounds(weights, profile) * positions * profile.tau_mult_ns,
         _rounds(film, profile) * profile.tau_mult_ns,
     )
+
+
+def film_weights(channels: int) -> int:
+    """Weights of one FiLM layer: from lambda to 2C hidden values, and from these to C scales and C shifts."""
+    return 2 * channels + 4 * channels**2
 
 
 def _reads(weights: int, profile: Profile) -> int:
