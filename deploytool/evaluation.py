@@ -10,7 +10,7 @@ from deploytool.attacks.pgd import Pgd, named_attack, pgd
 from deploytool.data.datasets import Images, load_dataset
 from deploytool.models.conditional import ConditionalModel, Network
 from deploytool.models.factory import recipe_setting
-from deploytool.models.setting import Conditioning, Setting
+from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.progress import progress_bar
 from deploytool.recipe import FloatMethod, Recipe
 from deploytool.training.run import Run
@@ -50,15 +50,18 @@ def evaluation_settings(
 
     A method without lambda has one setting. `interpolate` has no threshold: it gives one row per lambda.
     Redrawn noise is evaluated as it will be deployed, in one frozen draw.
+
+    Raises:
+        InputError: a lambda is outside [0, 1], or a threshold is neither 0 nor 0.5.
     """
     base = deployed(recipe_setting(recipe))
     if not isinstance(recipe.method, FloatMethod):
         return [base]
     section = recipe.evaluate
+    chosen_thresholds = section.lambda_thresholds if thresholds is None else [*map(check_threshold_value, thresholds)]
     grid = []
     for conditioning in conditionings or section.conditionings or [recipe.method.conditioning]:
-        chosen = section.lambda_thresholds if thresholds is None else thresholds
-        for threshold in [0.0] if conditioning == "interpolate" else chosen:
+        for threshold in [0.0] if conditioning == "interpolate" else chosen_thresholds:
             for lam in section.lambdas if lambdas is None else lambdas:
                 grid.append(replace(base, lam=lam, lambda_threshold=threshold, conditioning=conditioning))
     return grid

@@ -293,7 +293,8 @@ def _shortcut_convolutions(nodes: Sequence[onnx.NodeProto], producers: dict[str,
     """Outputs of the convolutions on shortcuts.
 
     A convolution is on a shortcut when its result goes (through batch norm at most) into an Add whose other operand
-    is also made from that convolution's input, through convolutions of its own.
+    is also made from that convolution's input, past that convolution. (In a network of linear bottlenecks the last
+    convolution of a block feeds both operands of the next Add; it is no shortcut.)
     """
     found = set()
     for node in nodes:
@@ -301,7 +302,7 @@ def _shortcut_convolutions(nodes: Sequence[onnx.NodeProto], producers: dict[str,
             continue
         for branch, other in (node.input, reversed(node.input)):
             conv = _last_convolution(branch, producers)
-            if conv is not None and _made_from(other, conv.input[0], producers):
+            if conv is not None and _made_from(other, conv.input[0], producers, apart_from=conv.output[0]):
                 found.add(conv.output[0])
     return found
 
@@ -313,9 +314,9 @@ def _last_convolution(tensor: str, producers: dict[str, onnx.NodeProto]) -> onnx
     return node if node is not None and node.op_type == "Conv" else None
 
 
-def _made_from(tensor: str, source: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether `source` is among the nearest ancestors of `tensor`, weights left aside."""
-    queue, seen = [tensor], {tensor}
+def _made_from(tensor: str, source: str, producers: dict[str, onnx.NodeProto], apart_from: str) -> bool:
+    """Whether `source` is a near ancestor of `tensor` on a path that avoids `apart_from`; weights are left aside."""
+    queue, seen = [tensor], {tensor, apart_from}
     while queue and len(seen) < SHORTCUT_SEARCH:
         node = producers.get(queue.pop(0))
         if node is None:

@@ -1,0 +1,69 @@
+"""Models trained once for the whole suite: a small ResNet on digits, a few seconds each."""
+
+from pathlib import Path
+
+import pytest
+
+from deploytool.export.artefact import export, export_untrained
+from deploytool.recipe import Recipe, load_recipe
+from deploytool.training.loop import train
+from deploytool.training.run import Run, load_run
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SMALL = ["model.arch=resnet8", "optimizer.epochs=2", "attack.steps=2"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Small networks are no faster on two threads, and other tests run beside them."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def float_recipe() -> Recipe:
+    return load_recipe(RECIPES / "digits-float.yaml", SMALL)
+
+
+@pytest.fixture(scope="session")
+def trained_run(float_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A FLOAT run, frozen noise, batch-norm statistics of both conditions trained apart."""
+    folder = tmp_path_factory.mktemp("float") / "run"
+    train(float_recipe, folder)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of standard training."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    train(load_recipe(RECIPES / "digits-standard.yaml", SMALL), folder)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_file(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The FLOAT run exported with the paper's conditioning, which has a lambda threshold."""
+    return Path(export(trained_run, tmp_path_factory.mktemp("switch") / "model.onnx", conditioning="switch")["file"])
+
+
+@pytest.fixture(scope="session")
+def trained_interpolate_file(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The FLOAT run exported with interpolation."""
+    folder = tmp_path_factory.mktemp("interpolate")
+    return Path(export(trained_run, folder / "model.onnx", conditioning="interpolate")["file"])
+
+
+@pytest.fixture(scope="session")
+def plain_file(plain_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of standard training, exported."""
+    return Path(export(plain_run, tmp_path_factory.mktemp("plain-file") / "model.onnx")["file"])
+
+
+@pytest.fixture(scope="session")
+def resnet34_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR ResNet-34, FLOAT, freshly initialised."""
+    file = tmp_path_factory.mktemp("resnet34") / "model.onnx"
+    export_untrained(load_recipe(RECIPES / "cifar10-resnet34-float.yaml"), file)
+    return file
