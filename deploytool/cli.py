@@ -232,9 +232,8 @@ def bench(
 @json_option
 def cost(file: Path, method: str | None, profile: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Price an ONNX FILE on a 65 nm ASIC, layer by layer (paper 5, eqs. 7 to 9)."""
-    from hwmodels.table import render
-
     from deploytool.costing import cost_of
+    from hwmodels.table import render
 
     report = cost_of(file, method, profile, overrides)
     emit(report.to_dict(), as_json, lambda: render(report))

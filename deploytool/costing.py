@@ -3,10 +3,9 @@
 import os
 from collections.abc import Iterable
 
+from deploytool.errors import CostError
 from hwmodels.cost import CostReport, cost
 from hwmodels.errors import HwModelsError
-
-from deploytool.errors import CostError
 
 
 def cost_of(

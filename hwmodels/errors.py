@@ -1,8 +1,8 @@
 """Every error that hwmodels raises on purpose; messages are one line: the value, what is allowed, what to do.
 
-    HwModelsError
-    ├── WorkloadError    the network cannot be read, or its shapes are unknown
-    └── ProfileError     the technology profile is incomplete or not physical
+HwModelsError
+├── WorkloadError    the network cannot be read, or its shapes are unknown
+└── ProfileError     the technology profile is incomplete or not physical
 """
 
 

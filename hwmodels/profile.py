@@ -54,8 +54,8 @@ class Profile:
         for key in UNITS:
             value = getattr(self, key)
             allowed = "a positive integer" if key in COUNTS else "a positive number"
-            kinds: tuple[type, ...] = (int,) if key in COUNTS else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not (0 < value <= 2**40):
+            kind = int if key in COUNTS else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= 2**40:
                 raise ProfileError(f"{key} (={value}) must be {allowed} ({UNITS[key]}); see profile {self.name}")
         if self.b_w > 64:
             raise ProfileError(f"b_w (={self.b_w}) must be in 1..64 bit; 32 is float32, 8 is int8")

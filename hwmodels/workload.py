@@ -14,7 +14,6 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
 
 from hwmodels.errors import WorkloadError
 
@@ -25,12 +24,24 @@ SMALL_TENSOR = 64  # initializers up to this many elements may be shapes, and ke
 
 # Work on activations that the delay model leaves out by design; everything else unpriced makes a report incomplete.
 FREE = frozenset(
-    "Abs Add ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape DequantizeLinear Div "
-    "Dropout Elu Erf Exp Expand Flatten Floor Gather Gelu GlobalAveragePool GlobalMaxPool Greater HardSigmoid HardSwish "
-    "Identity InstanceNormalization LRN LayerNormalization LeakyRelu Less LogSoftmax Max MaxPool Min Mul Neg PRelu Pad "
-    "Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize Round Shape Sigmoid Sign Slice Softmax "
-    "Softplus Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where".split()
-)
+    {
+        # activations
+        "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax", "PRelu", "Relu",
+        "Sigmoid", "Softmax", "Softplus", "Tanh",
+        # normalisation and pooling
+        "AveragePool", "BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "LRN",
+        "LayerNormalization", "MaxPool",
+        # elementwise
+        "Abs", "Add", "Ceil", "Div", "Exp", "Floor", "Greater", "Less", "Max", "Min", "Mul", "Neg", "Pow", "Round",
+        "Sign", "Sqrt", "Sub", "Sum", "Where",
+        # reductions
+        "ArgMax", "ReduceMax", "ReduceMean", "ReduceSum",
+        # shapes and copies
+        "Cast", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Dropout", "Expand", "Flatten",
+        "Gather", "Identity", "Pad", "QuantizeLinear", "Reshape", "Resize", "Shape", "Slice", "Split", "Squeeze",
+        "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,11 +200,9 @@ def _image_path(graph: onnx.GraphProto, initializers: Iterable[str]) -> set[str]
     """Names of all tensors that depend on an image: on an input of two or more dimensions, not on scalar knobs."""
     fixed = set(initializers)
     reached = {
-        value.name
-        for value in graph.input
-        if value.name not in fixed and len(value.type.tensor_type.shape.dim) >= 2
+        value.name for value in graph.input if value.name not in fixed and len(value.type.tensor_type.shape.dim) >= 2
     }
-    names = set()
+    names: set[str] = set()
     for node in graph.node:
         if any(name in reached for name in node.input):
             reached.update(node.output)

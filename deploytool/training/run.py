@@ -25,7 +25,6 @@ from deploytool.models.factory import build_model
 from deploytool.recipe import Recipe, load_recipe
 
 MODEL, MOMENTUM = "model.", "momentum."
-MAX_METADATA_CHARACTERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,9 @@ def load_checkpoint(run: Path) -> Checkpoint:
         if metadata.get("format") != "deploytool-checkpoint-1":
             raise CheckpointError(f"{path} is no checkpoint of deploytool; train again, or copy the file anew")
         epochs, history = int(metadata["epochs"]), json.loads(metadata["history"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if not isinstance(history, list) or [type(entry) for entry in history] != [dict] * epochs:
+            raise ValueError(f"its history does not fit its {epochs} epochs")
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path} is damaged ({reason}); copy it anew, or train again") from None
     return Checkpoint(

@@ -54,7 +54,7 @@ def test_equations_by_hand(weights: int, positions: int, out_channels: int, plai
 
 
 def test_the_papers_largest_ratio() -> None:
-    """"Up to 1.66x": OAT / FLOAT in layer4.0.conv1 of CIFAR ResNet-34 with 32-bit weights (paper 5, section 4.3)."""
+    """OAT / FLOAT is "up to 1.66x" in layer4.0.conv1 of CIFAR ResNet-34 with 32-bit weights (paper 5, section 4.3)."""
     profile = load_profile("asic-65nm")
     ratio = oat_delay(1179648, 16, 512, profile).total_ns / float_delay(1179648, 16, profile).total_ns
     assert ratio == pytest.approx(1.66, abs=0.005)

@@ -1,0 +1,123 @@
+"""Checkpoints: what is saved comes back, and whatever is damaged or strange is refused by name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from deploytool.errors import CheckpointError, DeploytoolError, RunError
+from deploytool.training.run import Checkpoint, load_checkpoint, load_run, save_checkpoint
+
+
+@pytest.fixture
+def run(trained_run, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    shutil.copytree(trained_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def rewrite(run: Path, change, **metadata: str) -> None:
+    from safetensors import safe_open
+
+    file = run / "checkpoint.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        kept = {**opened.metadata(), **metadata}
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, kept)
+
+
+def test_everything_comes_back(trained_run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, trained_run.recipe, trained_run.checkpoint)
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.epochs, loaded.history) == (2, trained_run.checkpoint.history)
+    for saved, back in (
+        (trained_run.model.state_dict(), loaded.model),
+        (trained_run.checkpoint.momentum, loaded.momentum),
+    ):
+        assert saved.keys() == back.keys()
+        assert all(torch.equal(tensor, back[name]) for name, tensor in saved.items())
+    assert loaded.momentum  # a resumed run needs it
+
+
+def test_loaded_models_are_in_evaluation_mode(trained_run) -> None:
+    assert not trained_run.model.training and not trained_run.model.backbone.training
+
+
+def test_wrong_tensors_are_all_named(run: Path) -> None:
+    def change(tensors: dict) -> None:
+        del tensors["model.alpha"]
+        tensors["model.surprise"] = torch.zeros(1)
+        tensors["model.backbone.conv1.weight"] = torch.zeros(1, 1, 3, 3)
+        tensors["model.backbone.linear.bias"][0] = torch.nan
+
+    rewrite(run, change)
+    with pytest.raises(CheckpointError) as caught:
+        load_run(run)
+    for words in (
+        "alpha is missing",
+        "surprise is unexpected",
+        "backbone.conv1.weight is (1, 1, 3, 3), expected (16, 1, 3, 3)",
+        "backbone.linear.bias holds NaN",
+    ):
+        assert words in str(caught.value)
+
+
+def test_other_formats_are_refused(run: Path) -> None:
+    rewrite(run, lambda tensors: None, format="something-else")
+    with pytest.raises(CheckpointError, match="no checkpoint of deploytool"):
+        load_run(run)
+    torch.save({"weights": torch.zeros(1)}, run / "checkpoint.safetensors")  # a pickle is never opened
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_run(run)
+
+
+@pytest.mark.parametrize("history", ["{", "", "null", "[1, 2]", '[{"epoch": 1}]', "[" * 100_000])
+def test_damaged_history_is_refused(run: Path, history: str) -> None:
+    rewrite(run, lambda tensors: None, history=history)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_run(run)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_ends_in_one_clear_error_or_finite_weights(trained_run, tmp_path: Path, data) -> None:
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    shutil.copy(trained_run.path / "recipe.yaml", run / "recipe.yaml")
+    content = bytearray((trained_run.path / "checkpoint.safetensors").read_bytes())
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, 12_000))] = data.draw(st.integers(0, 255))
+    (run / "checkpoint.safetensors").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        model = load_run(run).model
+    except DeploytoolError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, float_recipe) -> None:
+    with pytest.raises(RunError, match="deploytool train"):
+        load_run(tmp_path / "nowhere")
+    (tmp_path / "recipe.yaml").write_text(float_recipe.to_yaml())
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        load_run(tmp_path)
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(run: Path, trained_run, monkeypatch) -> None:
+    before = (run / "checkpoint.safetensors").read_bytes()
+
+    def fails(tensors, path, metadata) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deploytool.training.run.save_file", fails)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(run, trained_run.recipe, Checkpoint(3, {}, {}, []))
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+    assert not list(run.glob(".*.tmp"))
