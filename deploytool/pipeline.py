@@ -130,11 +130,12 @@ STAGES: dict[str, Stage] = {
 
 
 def learned_alphas(run: Path) -> Result:
-    """The learned noise scaling factors by layer name; empty where the method has none."""
+    """The learned noise scaling factors by layer name; empty where the recipe has no noise to scale."""
     from deploytool.models.conditional import FloatModel
 
-    model = load_run(run).model
-    if not isinstance(model, FloatModel):
+    loaded = load_run(run)
+    model, method = loaded.model, loaded.recipe.method
+    if not isinstance(model, FloatModel) or (isinstance(method, FloatMethod) and method.noise == "none"):
         return {}
     names = [name.removesuffix(".weight") for name in model.noise_windows]
     return dict(zip(names, model.alpha.detach().tolist(), strict=True))

@@ -36,7 +36,7 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
     top.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
     axes = bottom.subplots()
-    shown = {value: layers for value, layers in alphas.items() if layers and value != "none"}
+    shown = {value: layers for value, layers in alphas.items() if layers}
     for index, (value, layers) in enumerate(shown.items()):
         colour, marker = COLOURS[index], MARKERS[index]
         axes.plot(list(layers), list(layers.values()), color=colour, marker=marker, label=f"{key} = {value}")
