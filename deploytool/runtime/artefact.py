@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model.Clear()
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ArtefactError(f"{file} is no ONNX model, or it is damaged; make one with deploytool export")
-    external = [tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    tensors = [*_tensors([model.graph]), *_node_tensors(node for function in model.functions for node in function.node)]
+    external = [tensor.name for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if external:
         raise ArtefactError(f"{file} keeps weights in other files ({external[0]}); save it as one file")
     return model
@@ -89,11 +91,33 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
     return Artefact(Path(path), model, read_metadata(Path(path), model))
 
 
+def _tensors(graphs: Iterable[onnx.GraphProto]) -> Iterator[onnx.TensorProto]:
+    """Every tensor of some graphs: initializers, attributes of nodes, and those of subgraphs."""
+    for graph in graphs:
+        yield from graph.initializer
+        yield from _sparse_tensors(graph.sparse_initializer)
+        yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            yield from _sparse_tensors((attribute.sparse_tensor, *attribute.sparse_tensors))
+            yield from _tensors((attribute.g, *attribute.graphs))
+
+
+def _sparse_tensors(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)
+
+
 def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
     """Read and check a model's metadata; `path` is for messages. Raises ArtefactError."""
-    properties = {
-        p.key.removeprefix("deploytool."): p.value for p in model.metadata_props if p.key.startswith("deploytool.")
-    }
+    pairs = [(p.key, p.value) for p in model.metadata_props]
+    if not all(isinstance(text, str) for pair in pairs for text in pair):  # protobuf gives bytes for broken UTF-8
+        raise ArtefactError(f"{path}: damaged metadata (not UTF-8); export it again")
+    properties = {key.removeprefix("deploytool."): value for key, value in pairs if key.startswith("deploytool.")}
     if "version" not in properties or "classes" not in properties:
         raise ArtefactError(f"{path} was not exported by deploytool (no deploytool.* metadata); use deploytool export")
     inputs = {value.name: value for value in model.graph.input}

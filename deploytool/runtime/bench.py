@@ -14,8 +14,8 @@ import onnx
 
 from deploytool.errors import ArtefactError, InputError
 from deploytool.runtime.artefact import read_onnx
-from deploytool.runtime.session import Session, open_session
-from deploytool.runtime.threads import available_threads
+from deploytool.runtime.session import Session, open_session, run_session
+from deploytool.runtime.threads import check_threads
 
 PROBE_TIMEOUT_S = 300
 MIN_RUNS, MAX_RUNS, WARM_UP = 30, 20_000, 5
@@ -59,7 +59,7 @@ def bench(
         raise InputError(f"batch (={batch}) must be at least 1")
     if not 0 < seconds <= 3600:
         raise InputError(f"seconds (={seconds:g}) must be in (0, 3600]")
-    threads = threads or available_threads()
+    threads = check_threads(threads)
     files = [Path(file)] if vs is None else [Path(file), Path(vs)]
     prepared = [prepare(path, threads, batch, lam, generic) for path in files]
     times = _interleaved([run for run, _ in prepared], seconds)
@@ -98,7 +98,7 @@ def prepare(path: Path, threads: int, batch: int, lam: float | None, generic: bo
         raise ArtefactError(f"{path} has inputs {names or 'none'}; bench feeds files of deploytool, or one image input")
     image, name = _images(_image_shape(path, inputs[0], batch)), inputs[0].name
     plain = open_session(model.SerializeToString(), threads, str(path))
-    return lambda: plain.run(None, {name: image}), None
+    return lambda: run_session(plain, None, {name: image}, str(path)), None
 
 
 def _image_shape(path: Path, value: onnx.ValueInfoProto, batch: int) -> tuple[int, ...]:

@@ -40,11 +40,12 @@ def load_image(path: str | os.PathLike[str], metadata: Metadata) -> Array:
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"{file} has {size} bytes; at most {MAX_FILE_BYTES}")
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as picture:
-            warnings.simplefilter("ignore")  # Pillow's own, milder bomb warning; ours is the next line
-            if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{file} has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all")
-            array = _to_array(ImageOps.exif_transpose(picture), metadata)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, milder bomb warning, and those on damaged EXIF data
+            with Image.open(file, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise InputError(f"{file} has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all")
+                array = _to_array(ImageOps.exif_transpose(picture), metadata)
     except UnidentifiedImageError:
         raise InputError(f"{file} is no PNG or JPEG picture") from None
     except Image.DecompressionBombError:

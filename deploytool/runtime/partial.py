@@ -11,6 +11,7 @@ is the same bits on every machine of one numpy; then batch norms fold into the c
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploytool.errors import InputError
+from deploytool.errors import ArtefactError, InputError
 from deploytool.models.setting import check_lambda, check_threshold_value
 from deploytool.runtime.artefact import Artefact
 
@@ -47,6 +48,7 @@ def specialized_model(artefact: Artefact, lam: float, lambda_threshold: float | 
 
     Raises:
         InputError: lambda or threshold is out of range, or the model takes none.
+        ArtefactError: the graph is damaged and cannot be evaluated.
     """
     if not artefact.metadata.conditional:
         raise InputError(f"{artefact.path} has no input `lambda`: it is a plain model already")
@@ -56,9 +58,20 @@ def specialized_model(artefact: Artefact, lam: float, lambda_threshold: float | 
     if lambda_threshold is not None:
         threshold = check_threshold(artefact, lambda_threshold)
         constants["lambda_threshold"] = numpy_helper.from_array(np.array(threshold, np.float32), "lambda_threshold")
+    try:
+        return _plain_model(artefact, constants, lam, lambda_threshold)
+    except Exception as error:  # whatever numpy, protobuf and the reference implementation say of a damaged graph
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ArtefactError(f"{artefact.path} cannot be specialised ({reason}); export it again") from None
+
+
+def _plain_model(
+    artefact: Artefact, constants: dict[str, onnx.TensorProto], lam: float, lambda_threshold: float | None
+) -> onnx.ModelProto:
     nodes = evaluate_constant_part(artefact.model, constants)
-    nodes = fold_batch_norms(nodes, constants)
-    used = {name for node in nodes for name in node.input}
+    outputs = {value.name for value in artefact.model.graph.output}
+    nodes = fold_batch_norms(nodes, constants, outputs)
+    used = {name for node in nodes for name in node.input} | outputs
     graph = helper.make_graph(
         nodes,
         artefact.model.graph.name,
@@ -129,7 +142,9 @@ def evaluate_constant_part(model: onnx.ModelProto, constants: dict[str, onnx.Ten
     return rest
 
 
-def fold_batch_norms(nodes: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
+def fold_batch_norms(
+    nodes: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto], outputs: Collection[str] = ()
+) -> list[onnx.NodeProto]:
     """Fold each BatchNormalization into the Conv that alone feeds it, where all their tensors are constant.
 
     A batch norm that follows anything else (as in pre-activation networks), or a convolution whose output is read
@@ -138,6 +153,7 @@ def fold_batch_norms(nodes: list[onnx.NodeProto], constants: dict[str, onnx.Tens
     Args:
         nodes: in topological order; not changed.
         constants: tensors by name; folded weights and biases are added.
+        outputs: of the graph; a convolution that gives one stays as it is.
 
     Returns:
         The nodes that remain, in the same order.
@@ -149,8 +165,10 @@ def fold_batch_norms(nodes: list[onnx.NodeProto], constants: dict[str, onnx.Tens
     for node in nodes:
         if node.op_type != "BatchNormalization" or len([name for name in node.output if name]) != 1:
             continue
+        if any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+            continue
         conv = producer.get(node.input[0])
-        if conv is None or conv.op_type != "Conv" or readers[node.input[0]] != 1:
+        if conv is None or conv.op_type != "Conv" or readers[node.input[0]] != 1 or conv.output[0] in outputs:
             continue
         if not all(name in constants for name in [*conv.input[1:], *node.input[1:]]):
             continue

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deploytool.errors import InputError
 from deploytool.runtime.images import load_image
 from deploytool.runtime.session import Session
 
@@ -34,8 +35,10 @@ def predict(
         Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`.
 
     Raises:
-        InputError: a picture or lambda is not acceptable. ArtefactError: the model is not.
+        InputError: a picture, lambda or `top` is not acceptable. ArtefactError: the model is not.
     """
+    if top < 1:
+        raise InputError(f"top (={top}) must be at least 1")
     session = Session(model, threads=threads, lambda_threshold=lambda_threshold)
     lam = session.check_lambda(lam)
     predictions = []

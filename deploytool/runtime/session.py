@@ -13,7 +13,7 @@ from deploytool.errors import ArtefactError, InputError
 from deploytool.models.setting import check_lambda
 from deploytool.runtime.artefact import Artefact, read_artefact
 from deploytool.runtime.partial import check_threshold, specialized_model
-from deploytool.runtime.threads import available_threads
+from deploytool.runtime.threads import check_threads
 
 Array = np.ndarray[Any, Any]
 
@@ -51,11 +51,9 @@ class Session:
     ) -> None:
         if keep < 1:
             raise InputError(f"keep (={keep}) must be at least 1")
-        if threads is not None and not 1 <= threads <= 1024:
-            raise InputError(f"threads (={threads}) must be in 1..1024")
+        self.threads = check_threads(threads)
         self._artefact = model if isinstance(model, Artefact) else read_artefact(model)
         self.metadata = self._artefact.metadata
-        self.threads = threads or available_threads()
         self._threshold = None if lambda_threshold is None else check_threshold(self._artefact, lambda_threshold)
         self._keep = keep
         self._plain: OrderedDict[float | None, onnxruntime.InferenceSession] = OrderedDict()
@@ -79,7 +77,7 @@ class Session:
         """
         image = self.check_image(image)
         network = self._network(self.check_lambda(lam))
-        return network.run(["logits"], {"image": image})[0]  # type: ignore[no-any-return]
+        return self._run(network, {"image": image})
 
     def generic(self, image: Array, lam: float | None) -> Array:
         """As `__call__`, on the graph as it stands in the file: slower, and nothing to prepare for a new lambda."""
@@ -88,7 +86,7 @@ class Session:
             if self._generic is None:
                 self._generic = self._open(self._with_threshold())
         feed = {"image": image} if value is None else {"image": image, "lambda": np.array(value, np.float32)}
-        return self._generic.run(["logits"], feed)[0]  # type: ignore[no-any-return]
+        return self._run(self._generic, feed)
 
     def check_image(self, image: Array) -> Array:
         """Return the image if the model accepts it; raise InputError with what is wrong otherwise."""
@@ -140,6 +138,13 @@ class Session:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(self._threshold, np.float32), tensor.name))
         return model
 
+    def _run(self, network: onnxruntime.InferenceSession, feed: dict[str, Array]) -> Array:
+        logits = run_session(network, ["logits"], feed, str(self._artefact.path))[0]
+        expected = len(feed["image"]), len(self.metadata.classes)
+        if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.shape != expected:
+            raise ArtefactError(f"{self._artefact.path}: `logits` are not {expected} float32; export it again")
+        return logits
+
     def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
         return open_session(model.SerializeToString(), self.threads, str(self._artefact.path))
 
@@ -156,6 +161,21 @@ def open_session(model: bytes, threads: int, name: str) -> onnxruntime.Inference
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # fallback: to the CPU again, announced on standard output
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise ArtefactError(f"{name} is refused by onnxruntime: {' '.join(str(error).split())[:200]}") from None
+
+
+def run_session(
+    network: onnxruntime.InferenceSession, outputs: list[str] | None, feed: dict[str, Array], name: str
+) -> list[Array]:
+    """Run a network once; a graph that opens may still fail on its input.
+
+    Raises:
+        ArtefactError: it failed; the message says why in one line.
+    """
+    try:
+        return network.run(outputs, feed)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ArtefactError(f"{name} fails in onnxruntime: {' '.join(str(error).split())[:200]}") from None
