@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deploytool.models.folding import FoldedBackbone
 from deploytool.models.setting import NoiseMode, Setting
 
 State = dict[str, Tensor]
@@ -34,6 +35,7 @@ class ConditionalModel(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
+        self._folded: FoldedBackbone | None = None
 
     @property
     def is_conditional(self) -> bool:
@@ -62,16 +64,20 @@ class ConditionalModel(nn.Module):
     def network(self, setting: Setting, generator: torch.Generator | None = None) -> Iterator[Network]:
         """Give the fixed evaluation-mode network of one setting, as attacks and evaluation use it.
 
-        The state is computed once, without gradients to any parameter; the image's gradient flows. Batch norms
-        use (and keep) their running statistics. The model's training mode is put back at the end.
+        The state is computed once, without gradients to any parameter, and batch norms (with their running
+        statistics) are folded into the convolutions before them; the image's gradient flows. The model's training
+        mode is put back at the end.
         """
         training = self.backbone.training
         self.backbone.eval()
+        if self._folded is None:
+            self._folded = FoldedBackbone(self.backbone)
+        network = self._folded
         try:
             with torch.no_grad():
-                state = self.state(setting, generator)
-            fixed = {name: tensor.detach() for name, tensor in self.backbone.named_parameters()} | state
-            yield lambda image: self._call(fixed, image)
+                own = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
+                folded = network.fold({name: t.detach() for name, t in (own | self.state(setting, generator)).items()})
+            yield lambda image: network(folded, image)
         finally:
             self.backbone.train(training)
 
