@@ -20,7 +20,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploytool.export.backbone import drop_unused_initializers
-from deploytool.models.conditional import NORM_TENSORS, FloatModel, batch_norms, weight_std
+from deploytool.models.conditional import NORM_TENSORS, FloatModel, batch_norms
+from deploytool.models.noise import weight_std
 from deploytool.models.setting import Setting
 
 Array = np.ndarray[Any, Any]

@@ -2,63 +2,126 @@
 
     state(theta, setting) -> {parameter name: tensor}        logits = functional_call(backbone, state, image)
 
-There is no second copy of any layer: conditioning decides which tensors the plain layers see.
+There is no second copy of any layer: conditioning, width and masks decide which tensors the plain layers see.
 
 Reference: S. Kundu, S. Sundaresan, M. Pedram, P. A. Beerel, A fast and efficient conditional learning for tunable
-trade-off between accuracy and robustness, 2022 ("paper 5"), eqs. 4 and 6, section 3.1.
+trade-off between accuracy and robustness, 2022 ("paper 5"), eqs. 4 and 6, sections 3.1 and 3.2.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deploytool.errors import InputError
 from deploytool.models.folding import FoldedBackbone
+from deploytool.models.noise import make_noise_table, noise_table_size, weight_std
 from deploytool.models.setting import NoiseMode, Setting
 
 State = dict[str, Tensor]
 Network = Callable[[Tensor], Tensor]
+Norms = dict[str, nn.BatchNorm2d]
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 class ConditionalModel(nn.Module):
-    """A backbone whose state does not depend on the setting: standard training and PGD-AT.
+    """A backbone whose state depends on width and masks alone: standard training and PGD-AT.
+
+    Slimmable widths share leading channels: the state of width w is the leading block of every tensor, in the
+    shapes of a backbone built at width w; only the batch norms of each width are its own (Yu et al. 2019; paper 5,
+    "FLOATS slim").
+
+    Masks make weights sparse. Pruned weights are 0 in the stored tensors themselves (`apply_masks`), so that a
+    dense gradient still reaches them: sparse momentum regrows by it.
 
     Args:
-        backbone: plain network, image (N, C, H, W) float32 in [0, 1] -> logits (N, K).
+        backbone: plain network of width 1, image (N, C, H, W) float32 in [0, 1] -> logits (N, K).
+        narrow: backbones of the same kind by width in (0, 1); only their shapes are used, they may be on `meta`.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, narrow: Mapping[float, nn.Module] | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self._folded: FoldedBackbone | None = None
+        self._skeletons = {1.0: backbone, **{width: network.to("meta") for width, network in (narrow or {}).items()}}
+        self._folded: dict[float, FoldedBackbone] = {}
+        self.width_norms = nn.ModuleDict(
+            {_key(width): nn.ModuleDict({"clean": _own_norms(network)}) for width, network in (narrow or {}).items()}
+        )
+        self.mask_buffers = nn.Module()
 
     @property
     def is_conditional(self) -> bool:
         """Whether lambda changes the answer."""
         return False
 
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths that the model has, ascending; 1 is always among them."""
+        return tuple(sorted(self._skeletons))
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks by weight name, bool tensors of the weights' shapes; empty for a dense model."""
+        return {name.replace("/", "."): mask for name, mask in self.mask_buffers.named_buffers()}
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Install masks (bool, weight name -> the weight's shape) and zero the weights that they prune."""
+        for name, mask in masks.items():
+            self.mask_buffers.register_buffer(_key(name), mask)
+        self.apply_masks()
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Zero every pruned weight, in place."""
+        for name, mask in self.masks.items():
+            self.backbone.get_parameter(name).mul_(mask)
+
     def state(self, setting: Setting, generator: torch.Generator | None = None) -> State:
-        """Return the tensors that differ from the backbone's own at this setting: here none.
+        """Return the tensors that differ from the backbone's own at this setting; all of them at a width below 1.
 
         Args:
             setting: the knobs.
             generator: source of redrawn noise, on the model's device; torch's default where None.
+
+        Raises:
+            InputError: the model has no such width.
         """
+        changed = self.weights(setting, generator) | self.norms(setting)
+        return changed if setting.width == 1 else self._narrowed(changed, setting.width)
+
+    def weights(self, setting: Setting, generator: torch.Generator | None = None) -> State:
+        """The conditioned weights, of full width; none here."""
         return {}
+
+    def norms(self, setting: Setting) -> State:
+        """The batch-norm tensors of the setting's width, where they are not the backbone's own."""
+        return {} if setting.width == 1 else norm_state(self.norm_set(setting.width))
+
+    def norm_set(self, width: float = 1.0) -> Norms:
+        """The batch norms of a width for clean images (BN_C), by their name in the backbone."""
+        return dict(batch_norms(self.backbone)) if width == 1 else self._width_set(width, "clean")
 
     def forward(
         self, image: Tensor, setting: Setting | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) at a setting (lambda 0 where None).
+        """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) at a setting (lambda 0, width 1 where None).
 
         In training mode the running statistics of the setting's own batch norms are updated in place.
         """
-        return self._call(self.state(setting or Setting(), generator), image)
+        setting = setting or Setting()
+        state = self.state(setting, generator)
+        return functional_call(self._skeleton(setting.width), state, (image,))  # type: ignore[no-any-return]
+
+    def full_state(self, setting: Setting, generator: torch.Generator | None = None) -> State:
+        """All tensors of the plain network of one setting, without gradients to any parameter."""
+        own = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
+        with torch.no_grad():
+            return {name: tensor.detach() for name, tensor in (own | self.state(setting, generator)).items()}
 
     @contextmanager
     def network(self, setting: Setting, generator: torch.Generator | None = None) -> Iterator[Network]:
@@ -68,73 +131,136 @@ class ConditionalModel(nn.Module):
         statistics) are folded into the convolutions before them; the image's gradient flows. The model's training
         mode is put back at the end.
         """
-        training = self.backbone.training
-        self.backbone.eval()
-        if self._folded is None:
-            self._folded = FoldedBackbone(self.backbone)
-        network = self._folded
+        training = self.training
+        self.eval()
         try:
-            with torch.no_grad():
-                own = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
-                folded = network.fold({name: t.detach() for name, t in (own | self.state(setting, generator)).items()})
+            if setting.width not in self._folded:
+                self._folded[setting.width] = FoldedBackbone(self._skeleton(setting.width))
+            network = self._folded[setting.width]
+            folded = network.fold(self.full_state(setting, generator))
             yield lambda image: network(folded, image)
         finally:
-            self.backbone.train(training)
+            self.train(training)
 
-    def _call(self, state: State, image: Tensor) -> Tensor:
-        return functional_call(self.backbone, state, (image,))  # type: ignore[no-any-return]
+    def train(self, mode: bool = True) -> "ConditionalModel":
+        """Set training mode, of the shapes-only backbones too."""
+        for skeleton in self._skeletons.values():
+            skeleton.train(mode)
+        return super().train(mode)
+
+    def _skeleton(self, width: float) -> nn.Module:
+        if width not in self._skeletons:
+            known = ", ".join(f"{width:g}" for width in self.widths)
+            raise InputError(f"width (={width:g}) was not trained; this model has {known}")
+        return self._skeletons[width]
+
+    def _narrowed(self, changed: State, width: float) -> State:
+        """The leading block of every tensor; batch norms are in `changed` at their own size already."""
+        narrow = self._skeleton(width)
+        shapes = {name: t.shape for name, t in [*narrow.named_parameters(), *narrow.named_buffers()]}
+        own = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
+        return {name: _leading(changed.get(name, own[name]), shape) for name, shape in shapes.items()}
+
+    def _width_set(self, width: float, condition: str) -> Norms:
+        self._skeleton(width)
+        sets = cast(nn.ModuleDict, self.width_norms[_key(width)])
+        return _named(cast(nn.ModuleDict, sets[condition]))
 
 
-class FloatModel(ConditionalModel):
-    r"""FLOAT: every convolution and linear weight, and every batch norm, conditioned on lambda.
+class DualNormModel(ConditionalModel):
+    """A model with two batch norms for each of the backbone's: BN_C for clean, BN_A for attacked images.
 
-        theta_hat_l = theta_l + s(lambda) * alpha_l * eta_l,    eta_l ~ N(0, std(theta_l)^2)        (eq. 4)
-
-    `s` is `Setting.noise_scale` (lambda itself, or eq. 6); one trainable alpha per layer. The noise's standard
-    deviation follows the weight tensor at every step; as in the noise injection that the paper builds on (He et
-    al. 2019, where the noise is sampled outside the graph), no gradient flows through it.
-
-    Frozen noise is eta_l = std(theta_l) * (a window of a shared table of standard normal draws): the layers read
-    consecutive windows of the endlessly repeated table. The table's length is a prime, so that windows never
-    fall into step with the filters of a layer: with 2^16 entries, filters of 512x3x3 weights would repeat
-    every 128. Values are rounded to float16, which halves the table in the exported file.
-
-    Dual batch norm: the backbone's own batch norms are BN_C, `adversarial_norms` are BN_A.
-
-    Args:
-        backbone: plain network; its convolutions, linear layers and batch norms are found by type.
-        alpha_init: noise scaling factor of every layer at the start; the paper's is 0.25.
-        noise_seed: seed of the noise table.
+    The backbone's own are BN_C, `adversarial_norms` are BN_A; each further width has a pair of its own.
     """
 
-    noise_table: Tensor
-
-    def __init__(self, backbone: nn.Module, alpha_init: float = 0.25, noise_seed: int = 0) -> None:
-        super().__init__(backbone)
-        weights = weight_names(backbone)
-        if not weights:
-            raise ValueError("the backbone has no convolution or linear layer to condition")
-        self.alpha = nn.Parameter(torch.full((len(weights),), float(alpha_init)))
-        self.adversarial_norms = nn.ModuleDict(
-            {name.replace(".", "/"): copy.deepcopy(norm) for name, norm in batch_norms(backbone)}
-        )
-        sizes = [backbone.get_parameter(name).numel() for name in weights]
-        self.register_buffer("noise_table", make_noise_table(noise_table_size(sum(sizes)), noise_seed))
-        starts = [sum(sizes[:index]) % len(self.noise_table) for index in range(len(sizes))]
-        self.noise_windows = dict(zip(weights, starts, strict=True))
+    def __init__(self, backbone: nn.Module, narrow: Mapping[float, nn.Module] | None = None) -> None:
+        super().__init__(backbone, narrow)
+        self.adversarial_norms = _own_norms(backbone)
+        for width, network in (narrow or {}).items():
+            cast(nn.ModuleDict, self.width_norms[_key(width)])["adversarial"] = _own_norms(network)
 
     @property
     def is_conditional(self) -> bool:
         """Whether lambda changes the answer: it does."""
         return True
 
-    def state(self, setting: Setting, generator: torch.Generator | None = None) -> State:
-        """Return the weights and batch-norm tensors of a setting; see the base class.
+    def adversarial_set(self, width: float = 1.0) -> Norms:
+        """The batch norms of a width for attacked images (BN_A), by their name in the backbone."""
+        if width != 1:
+            return self._width_set(width, "adversarial")
+        return _named(self.adversarial_norms)
 
-        At the boundary conditions the batch-norm tensors are the stored ones themselves, not copies, so that a
-        forward in training mode updates the right running statistics.
+    def norms(self, setting: Setting) -> State:
+        """The batch-norm tensors of a setting.
+
+        At the boundary conditions they are the stored ones themselves, not copies, so that a forward in training
+        mode updates the right running statistics.
         """
-        return self._weights(setting, generator) | self._norms(setting.norm_mix)
+        mix = setting.norm_mix
+        if mix == 0:
+            return super().norms(setting)
+        adversarial = norm_state(self.adversarial_set(setting.width))
+        if mix == 1:
+            return adversarial
+        clean = norm_state(self.norm_set(setting.width))
+        return {
+            name: tensor if name.endswith("num_batches_tracked") else torch.lerp(clean[name], tensor, mix)
+            for name, tensor in adversarial.items()
+        }
+
+
+class FloatModel(DualNormModel):
+    r"""FLOAT: every convolution and linear weight, and every batch norm, conditioned on lambda.
+
+        theta_hat_l = (theta_l + s(lambda) * alpha_l * eta_l) * mask_l,    eta_l ~ N(0, std(theta_l)^2)     (eq. 4)
+
+    `s` is `Setting.noise_scale` (lambda itself, or eq. 6); one trainable alpha per layer. The noise's standard
+    deviation follows the weight tensor at every step; as in the noise injection that the paper builds on (He et
+    al. 2019, where the noise is sampled outside the graph), no gradient flows through it. A narrower width takes the
+    leading block of the conditioned weight, noise included.
+
+    Frozen noise is eta_l = std(theta_l) * (a window of a shared table of standard normal draws): the layers read
+    consecutive windows of the endlessly repeated table. The table's length is a prime, so that windows never
+    fall into step with the filters of a layer: with 2^16 entries, filters of 512x3x3 weights would repeat
+    every 128. Values are rounded to float16, which halves the table in the exported file.
+
+    Args:
+        backbone: plain network; its convolutions, linear layers and batch norms are found by type.
+        alpha_init: noise scaling factor of every layer at the start; the paper's is 0.25.
+        noise_seed: seed of the noise table.
+        narrow: as in `ConditionalModel`.
+    """
+
+    noise_table: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        alpha_init: float = 0.25,
+        noise_seed: int = 0,
+        narrow: Mapping[float, nn.Module] | None = None,
+    ) -> None:
+        super().__init__(backbone, narrow)
+        weights = weight_names(backbone)
+        if not weights:
+            raise ValueError("the backbone has no convolution or linear layer to condition")
+        self.alpha = nn.Parameter(torch.full((len(weights),), float(alpha_init)))
+        sizes = [backbone.get_parameter(name).numel() for name in weights]
+        self.register_buffer("noise_table", make_noise_table(noise_table_size(sum(sizes)), noise_seed))
+        starts = [sum(sizes[:index]) % len(self.noise_table) for index in range(len(sizes))]
+        self.noise_windows = dict(zip(weights, starts, strict=True))
+
+    def weights(self, setting: Setting, generator: torch.Generator | None = None) -> State:
+        """The weights of eq. 4, of full width; none where lambda leaves them as they are."""
+        scale = setting.noise_scale
+        if scale == 0:
+            return {}
+        masks = self.masks
+        state = {}
+        for (name, theta, eta), alpha in zip(self.noise(setting.noise, generator), self.alpha, strict=True):
+            strength = scale * alpha * weight_std(theta)
+            state[name] = theta + strength * (eta * masks[name] if name in masks else eta)
+        return state
 
     def noise(self, mode: NoiseMode, generator: torch.Generator | None = None) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (weight name, theta, eta / std(theta)) per layer, in the order of `alpha`; no draw for `none`."""
@@ -149,27 +275,6 @@ class FloatModel(ConditionalModel):
             else:
                 eta = stream[start : start + theta.numel()].view_as(theta)
             yield name, theta, eta
-
-    def _weights(self, setting: Setting, generator: torch.Generator | None) -> State:
-        scale = setting.noise_scale
-        if scale == 0:
-            return {}
-        return {
-            name: theta + (scale * alpha * weight_std(theta)) * eta
-            for (name, theta, eta), alpha in zip(self.noise(setting.noise, generator), self.alpha, strict=True)
-        }
-
-    def _norms(self, mix: float) -> State:
-        state: State = {}
-        if mix == 0:
-            return state
-        for name, clean in batch_norms(self.backbone):
-            adversarial = self.adversarial_norms[name.replace(".", "/")]
-            for key in NORM_TENSORS:
-                a, c = getattr(adversarial, key), getattr(clean, key)
-                state[f"{name}.{key}"] = a if mix == 1 else torch.lerp(c, a, mix)
-            state[f"{name}.num_batches_tracked"] = adversarial.num_batches_tracked  # type: ignore[assignment]
-        return state
 
 
 def weight_names(backbone: nn.Module) -> list[str]:
@@ -186,31 +291,37 @@ def batch_norms(backbone: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
     return [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def weight_std(theta: Tensor) -> Tensor:
-    """Population standard deviation of a weight tensor, a scalar without gradient.
-
-    Two plain passes: torch's own `std` is a one-pass algorithm that is many times slower on a CPU.
-    """
-    theta = theta.detach()
-    return (theta - theta.mean()).square_().mean().sqrt()
-
-
-def noise_table_size(weights: int) -> int:
-    """Length of the shared noise table for a network of so many weights: a prime, at most 65521.
-
-    About one entry per 256 weights keeps the table (float16) near 0.2 % of the file; at least 251 entries.
-    """
-    size = min(65521, max(251, weights // 256))
-    while any(size % divisor == 0 for divisor in range(2, int(size**0.5) + 1)):
-        size -= 1
-    return size
+def norm_state(norms: Norms) -> State:
+    """The tensors of batch norms under their names in the backbone; the very tensors, not copies."""
+    return {
+        f"{name}.{key}": getattr(norm, key)
+        for name, norm in norms.items()
+        for key in (*NORM_TENSORS, "num_batches_tracked")
+    }
 
 
-def make_noise_table(size: int, seed: int) -> Tensor:
-    """Draw the table: (size,) float32 standard normal values that float16 holds exactly.
+def _own_norms(network: nn.Module) -> nn.ModuleDict:
+    """Fresh copies of a network's batch norms; those of a network on `meta` are made anew, on the CPU."""
+    norms = nn.ModuleDict()
+    for name, norm in batch_norms(network):
+        fresh = copy.deepcopy(norm)
+        if norm.weight.is_meta:
+            fresh = fresh.to_empty(device="cpu")
+            fresh.reset_parameters()
+        norms[_key(name)] = fresh
+    return norms
 
-    Drawn on the CPU, so that a seed means the same table on every device. The table is centred and scaled to
-    mean 0 and standard deviation 1, since one short draw would otherwise bias every layer the same way.
-    """
-    draws = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return ((draws - draws.mean()) / draws.std()).half().float()
+
+def _named(norms: nn.ModuleDict) -> Norms:
+    """The inverse of `_own_norms`: batch norms by their name in the backbone."""
+    return {name.replace("/", "."): cast(nn.BatchNorm2d, norm) for name, norm in norms.items()}
+
+
+def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The leading block of that shape; the tensor itself where it has that shape."""
+    return tensor if tensor.shape == shape else tensor[tuple(slice(size) for size in shape)]
+
+
+def _key(name: str | float) -> str:
+    """A name as a key of torch's dictionaries, which forbid dots."""
+    return f"{name:g}".replace(".", "/") if isinstance(name, float) else name.replace(".", "/")

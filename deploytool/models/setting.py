@@ -35,6 +35,17 @@ def check_threshold_value(threshold: float) -> float:
     return value
 
 
+def check_width(width: float) -> float:
+    """Return a width multiplier as a float in (0, 1]; raise InputError otherwise."""
+    try:
+        value = float(width)
+    except (TypeError, ValueError):
+        raise InputError(f"width (={width!r}) must be a number in (0, 1]") from None
+    if not 0 < value <= 1:  # also false for NaN
+        raise InputError(f"width (={value:g}) must be in (0, 1]; 1 is the full network")
+    return value
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a conditional model is to answer.
@@ -45,15 +56,18 @@ class Setting:
         conditioning: `switch` is the paper's; `interpolate` mixes BN_C and BN_A linearly by lambda.
         noise: `redrawn` draws the noise anew for each state, `frozen` reads it from the model's table,
             `none` leaves it out.
+        width: width multiplier in (0, 1] of a slimmable model.
     """
 
     lam: float = 0.0
     lambda_threshold: float = 0.0
     conditioning: Conditioning = "switch"
     noise: NoiseMode = "frozen"
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         check_lambda(self.lam)
+        check_width(self.width)
         if not 0 <= self.lambda_threshold < 1:
             raise InputError(f"lambda threshold (={self.lambda_threshold}) must be in [0, 1)")
 

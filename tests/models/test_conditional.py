@@ -13,11 +13,9 @@ from deploytool.models.conditional import (
     ConditionalModel,
     FloatModel,
     batch_norms,
-    make_noise_table,
-    noise_table_size,
     weight_names,
-    weight_std,
 )
+from deploytool.models.noise import make_noise_table, noise_table_size, weight_std
 from deploytool.models.registry import BACKBONES, build_backbone
 from deploytool.models.setting import Setting
 

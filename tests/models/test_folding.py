@@ -66,7 +66,7 @@ def test_a_fold_by_hand() -> None:
 
 @pytest.mark.parametrize(("arch", "left"), [("resnet20", 0), ("resnet34", 0), ("wrn40-2", 18)])
 def test_how_many_batch_norms_are_left(arch: str, left: int) -> None:
-    """Basic blocks keep none; the 17 first norms of pre-activation blocks that follow an Add, and the last one, stay."""
+    """Basic blocks keep none; 17 norms of pre-activation blocks that follow an Add, and the last one, stay."""
     network = build_backbone(arch, CATALOGUE["cifar10"]).eval()
     assert norms_left(FoldedBackbone(network), network) == left
 
