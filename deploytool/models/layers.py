@@ -43,6 +43,11 @@ class PadShortcut(nn.Module):
         return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, self.before, self.after))
 
 
+def scaled(channels: int, width: float) -> int:
+    """Channel count at a width multiplier: rounded, at least 1."""
+    return max(1, round(channels * width))
+
+
 def initialize(network: nn.Module) -> None:
     """He initialisation (fan out) of convolutions, unit batch norms; linear layers keep torch's default."""
     for module in network.modules():

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
+from torch import nn
 
 from deploytool.data.catalogue import CATALOGUE, DatasetInfo
 from deploytool.data.datasets import load_dataset
@@ -35,6 +37,80 @@ def test_weights_as_in_the_papers(arch: str, weights: int) -> None:
     assert convolution_and_linear_weights(arch) == weights
 
 
+@pytest.mark.parametrize(
+    ("arch", "total"),
+    [
+        ("resnet34", 21_282_122),  # as github kuangliu/pytorch-cifar counts its CIFAR networks
+        ("resnet50", 23_520_842),
+        ("mobilenet", 2_223_872 + 1280 * 10 + 10),  # torchvision's mobilenet_v2 without classifier, and 10 classes
+        ("vgg16", 14_723_136 - 4_224 + 512 * 512 + 512 + 512 * 10 + 10),  # torchvision's vgg16_bn.features, no biases
+    ],
+)
+def test_parameters_as_published(arch: str, total: int) -> None:
+    assert sum(p.numel() for p in build_backbone(arch, CIFAR10).parameters()) == total
+
+
+@pytest.mark.parametrize(
+    ("arch", "reference", "same_from"),
+    [("resnet50", "resnet50", 1), ("vgg16", "vgg16_bn", 0), ("mobilenet", "mobilenet_v2", 0)],
+)
+def test_convolutions_as_in_torchvision(arch: str, reference: str, same_from: int) -> None:
+    """Same kernels, channels and groups in the same order; ResNet-50's stem alone is 3x3 here and 7x7 there."""
+
+    def convolutions(network: nn.Module) -> list[tuple]:
+        found = [m for m in network.modules() if isinstance(m, nn.Conv2d)][same_from:]
+        return [(m.in_channels, m.out_channels, m.kernel_size, m.groups) for m in found]
+
+    with torch.device("meta"):
+        assert convolutions(build_backbone(arch, CIFAR10)) == convolutions(torchvision.models.get_model(reference))
+
+
+@pytest.mark.parametrize(("arch", "last"), [("resnet34", 4), ("resnet50", 4), ("vgg16", 1), ("mobilenet", 4)])
+def test_how_far_a_cifar_image_shrinks(arch: str, last: int) -> None:
+    network, sizes = build_backbone(arch, CIFAR10).eval(), []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            module.register_forward_hook(lambda _, __, output: sizes.append(output.shape[-1]))
+    with torch.no_grad():
+        network(torch.rand(1, 3, 32, 32))
+    assert sizes[0] == 32 and sizes[-1] == last
+
+
+@pytest.mark.parametrize("arch", sorted(BACKBONES))
+@pytest.mark.parametrize("width", [0.01, 0.25, 0.37, 0.5, 0.75])
+def test_a_narrow_backbone_has_the_leading_blocks_of_the_full_one(arch: str, width: float) -> None:
+    with torch.device("meta"):
+        full, narrow = (build_backbone(arch, CIFAR10, w).state_dict() for w in (1.0, width))
+    assert list(narrow) == list(full)
+    for name, tensor in narrow.items():
+        assert tensor.ndim == full[name].ndim
+        for small, large in zip(tensor.shape, full[name].shape, strict=True):
+            assert small in (large, max(1, round(large * width)))
+    assert sum(t.numel() for t in narrow.values()) < sum(t.numel() for t in full.values())
+
+
+def test_half_the_width_by_hand() -> None:
+    """CIFAR ResNet-20 with 8, 16 and 32 channels: every hidden weight a quarter, stem and linear weights half."""
+    weights = 9 * (3 * 8 + 6 * 8 * 8 + 8 * 16 + 5 * 16 * 16 + 16 * 32 + 5 * 32 * 32) + 320
+    assert sum(p.numel() for p in build_backbone("resnet20", CIFAR10, 0.5).parameters() if p.dim() > 1) == weights
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, 1.01, float("nan")])
+def test_a_width_out_of_range_is_refused(width: float) -> None:
+    with pytest.raises(RecipeError, match=r"width \(=.*\) must be in \(0, 1\]"):
+        build_backbone("resnet20", CIFAR10, width)
+
+
+@pytest.mark.parametrize("arch", sorted(BACKBONES))
+@pytest.mark.parametrize("width", [1.0, 0.02])
+def test_a_traced_backbone_answers_the_same(arch: str, width: float) -> None:
+    network = build_backbone(arch, CIFAR10, width).eval()
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.fx.symbolic_trace(network)(image), network(image))
+    assert not any(getattr(module, "inplace", False) for module in network.modules())
+
+
 @pytest.mark.parametrize(("arch", "millions"), [("wrn16-8", 10.96), ("wrn40-2", 2.24)])
 def test_wide_resnets_have_the_published_size(arch: str, millions: float) -> None:
     total = sum(p.numel() for p in build_backbone(arch, CIFAR10).parameters()) / 1e6
@@ -42,7 +118,7 @@ def test_wide_resnets_have_the_published_size(arch: str, millions: float) -> Non
 
 
 @pytest.mark.parametrize("arch", sorted(BACKBONES))
-@pytest.mark.parametrize("size", [8, 28, 32])
+@pytest.mark.parametrize("size", [8, 28, 32, 96])
 def test_any_small_image_gives_one_logit_per_class(arch: str, size: int) -> None:
     data = DatasetInfo("x", (2, size, size), tuple("abc"), (0.5, 0.5), (0.2, 0.2))
     with torch.no_grad():
