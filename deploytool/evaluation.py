@@ -12,7 +12,7 @@ from deploytool.models.conditional import ConditionalModel, Network
 from deploytool.models.factory import recipe_setting
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.progress import progress_bar
-from deploytool.recipe import FloatMethod, Recipe
+from deploytool.recipe import FloatMethod, OatMethod, Recipe
 from deploytool.training.run import Run
 
 BATCH = 256
@@ -45,6 +45,7 @@ def evaluation_settings(
     lambdas: Iterable[float] | None = None,
     thresholds: Iterable[float] | None = None,
     conditionings: Iterable[Conditioning] | None = None,
+    widths: Iterable[float] | None = None,
 ) -> list[Setting]:
     """The grid of settings that a recipe (or the arguments instead) asks to evaluate.
 
@@ -54,17 +55,22 @@ def evaluation_settings(
     Raises:
         InputError: a lambda is outside [0, 1], or a threshold is neither 0 nor 0.5.
     """
-    base = deployed(recipe_setting(recipe))
-    if not isinstance(recipe.method, FloatMethod):
-        return [base]
     section = recipe.evaluate
+    chosen_widths = widths or section.widths or recipe.model.widths
+    chosen_lambdas = section.lambdas if lambdas is None else list(lambdas)
     chosen_thresholds = section.lambda_thresholds if thresholds is None else [*map(check_threshold_value, thresholds)]
-    grid = []
-    for conditioning in conditionings or section.conditionings or [recipe.method.conditioning]:
-        for threshold in [0.0] if conditioning == "interpolate" else chosen_thresholds:
-            for lam in section.lambdas if lambdas is None else lambdas:
-                grid.append(replace(base, lam=lam, lambda_threshold=threshold, conditioning=conditioning))
-    return grid
+    base = [deployed(recipe_setting(recipe, width=width)) for width in chosen_widths]
+    if isinstance(recipe.method, OatMethod):
+        return [replace(at, lam=lam) for at in base for lam in chosen_lambdas]
+    if not isinstance(recipe.method, FloatMethod):
+        return base
+    return [
+        replace(at, lam=lam, lambda_threshold=threshold, conditioning=conditioning)
+        for at in base
+        for conditioning in conditionings or section.conditionings or [recipe.method.conditioning]
+        for threshold in ([0.0] if conditioning == "interpolate" else chosen_thresholds)
+        for lam in chosen_lambdas
+    ]
 
 
 def deployed(setting: Setting) -> Setting:
@@ -88,7 +94,7 @@ def evaluate_model(
     device = next(model.parameters()).device
     base = Pgd(recipe.attack.eps, recipe.attack.step_size, recipe.attack.steps, recipe.attack.random_start)
     plans = {name: named_attack(name, base) for name in attacks}
-    states = {_state_key(setting): setting for setting in settings}
+    states = {model.knobs(setting): setting for setting in settings}
     clean: dict[Any, float] = {}
     robust: dict[Any, float] = {}
     with progress_bar("evaluating", len(states) * (1 + len(attacks))) as bar:
@@ -106,18 +112,14 @@ def evaluate_model(
             "lambda_threshold": setting.lambda_threshold if _has_threshold(model, setting) else None,
             "conditioning": setting.conditioning if model.is_conditional else None,
             "noise": setting.noise if model.is_conditional else None,
-            "width": 1.0,
-            "clean_accuracy": clean[_state_key(setting)],
-            "robust_accuracy": robust[_state_key(setting), name],
+            "width": setting.width,
+            "clean_accuracy": clean[model.knobs(setting)],
+            "robust_accuracy": robust[model.knobs(setting), name],
             "n": len(test),
         }
         for name in attacks
         for setting in settings
     ]
-
-
-def _state_key(setting: Setting) -> tuple[float, float, str]:
-    return setting.noise_scale, setting.norm_mix, setting.noise
 
 
 def _has_threshold(model: ConditionalModel, setting: Setting) -> bool:

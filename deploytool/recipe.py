@@ -68,6 +68,23 @@ def check_attack_name(name: str) -> str:
     return name
 
 
+def check_widths(widths: list[float]) -> list[float]:
+    """Let width multipliers through that hold 1 and no other one twice; sorted."""
+    if 1.0 not in widths:
+        raise ValueError("must hold 1.0, the full network, as in [0.5, 1.0]")
+    if len(set(widths)) < len(widths):
+        raise ValueError("must not hold a width twice")
+    return sorted(widths)
+
+
+def check_lambda_set(lambdas: list[float]) -> list[float]:
+    """Let a set of at least two different lambdas through that holds 0; sorted."""
+    if 0.0 not in lambdas or len(set(lambdas)) < max(2, len(lambdas)):
+        raise ValueError("must hold 0, another lambda, and none twice")
+    return sorted(lambdas)
+
+
+Width = Annotated[float, Field(gt=0, le=1)]
 LambdaThreshold = Annotated[float, AfterValidator(check_lambda_threshold), Field(json_schema_extra={"enum": [0, 0.5]})]
 NoiseMode = Literal["redrawn", "frozen", "none"]
 Conditioning = Literal["switch", "interpolate"]
@@ -94,6 +111,9 @@ class ModelSection(Section):
     """The plain backbone."""
 
     arch: str = Field("digits-resnet", description="a name that `deploytool models` lists")
+    widths: Annotated[list[Width], BeforeValidator(parse_names), AfterValidator(check_widths)] = Field(
+        [1.0], min_length=1, description="width multipliers that one slimmable network serves; 1 among them"
+    )
 
 
 class StandardMethod(Section):
@@ -122,7 +142,35 @@ class FloatMethod(Section):
     alpha_init: float = Field(0.25, gt=0, le=10, description="noise scaling factor of every layer at the start")
 
 
-Method = Annotated[StandardMethod | PgdAtMethod | FloatMethod, Field(discriminator="name")]
+class OatMethod(Section):
+    """OAT: FiLM layers conditioned on lambda, dual batch norm, lambda sampled per image (Wang et al. 2020)."""
+
+    name: Literal["oat"]
+    lambdas: Annotated[list[Unit], BeforeValidator(parse_names), AfterValidator(check_lambda_set)] = Field(
+        [0.0, 0.2, 0.7, 1.0], description="the set that training samples from"
+    )
+    encoding: Literal["none", "onehot", "dct", "random"] = Field("none", description="how lambda enters FiLM")
+    encoding_size: int = Field(128, ge=2, le=4096, description="length of a code; not used with none")
+
+    @model_validator(mode="after")
+    def _codes_suffice(self) -> "OatMethod":
+        if self.encoding != "none" and self.encoding_size < len(self.lambdas):
+            raise ValueError(
+                f"method.encoding_size (={self.encoding_size}) must be at least the number of lambdas "
+                f"(={len(self.lambdas)})"
+            )
+        return self
+
+
+Method = Annotated[StandardMethod | PgdAtMethod | FloatMethod | OatMethod, Field(discriminator="name")]
+
+
+class SparsitySection(Section):
+    """Sparse learning by moving masks (paper 5, FLOATS; Algorithm 1 and eq. 5)."""
+
+    kind: Literal["irregular", "channel"] = Field("irregular", description="FLOATS-i or FLOATS-c")
+    density: float = Field(gt=0, le=1, description="share of the convolution and linear weights kept; 1.0 trains dense")
+    prune_rate: float = Field(0.2, ge=0, lt=1, description="share of each layer's active units that moves per epoch")
 
 
 class AttackSection(Section):
@@ -154,6 +202,9 @@ class EvaluateSection(Section):
     conditionings: Annotated[list[Conditioning], BeforeValidator(parse_names)] | None = Field(
         None, description="float alone; by default the method's own"
     )
+    widths: Annotated[list[Width], BeforeValidator(parse_names)] | None = Field(
+        None, description="widths to evaluate; by default all that the model has"
+    )
     images: int | None = Field(None, ge=1, description="at most so many test images; null: all")
 
 
@@ -178,6 +229,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     method: Method
+    sparsity: SparsitySection | None = None
     attack: AttackSection = AttackSection()
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -273,7 +325,7 @@ def _first_problem(error: ValidationError) -> str:
     """One line for the first problem, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    loc = [part for part in first["loc"] if part not in ("standard", "pgd-at", "float")]
+    loc = [part for part in first["loc"] if part not in ("standard", "pgd-at", "float", "oat")]
     where = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])

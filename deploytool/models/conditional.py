@@ -94,6 +94,10 @@ class ConditionalModel(nn.Module):
         changed = self.weights(setting, generator) | self.norms(setting)
         return changed if setting.width == 1 else self._narrowed(changed, setting.width)
 
+    def knobs(self, setting: Setting) -> tuple[float | str, ...]:
+        """What the state takes from a setting: two settings with equal knobs are one network."""
+        return (setting.width,)
+
     def weights(self, setting: Setting, generator: torch.Generator | None = None) -> State:
         """The conditioned weights, of full width; none here."""
         return {}
@@ -184,6 +188,10 @@ class DualNormModel(ConditionalModel):
         """Whether lambda changes the answer: it does."""
         return True
 
+    def knobs(self, setting: Setting) -> tuple[float | str, ...]:
+        """Width, and the mix of the batch norms."""
+        return *super().knobs(setting), setting.norm_mix
+
     def adversarial_set(self, width: float = 1.0) -> Norms:
         """The batch norms of a width for attacked images (BN_A), by their name in the backbone."""
         if width != 1:
@@ -249,6 +257,10 @@ class FloatModel(DualNormModel):
         self.register_buffer("noise_table", make_noise_table(noise_table_size(sum(sizes)), noise_seed))
         starts = [sum(sizes[:index]) % len(self.noise_table) for index in range(len(sizes))]
         self.noise_windows = dict(zip(weights, starts, strict=True))
+
+    def knobs(self, setting: Setting) -> tuple[float | str, ...]:
+        """Width, the mix of the batch norms, and the noise."""
+        return *super().knobs(setting), setting.noise_scale, setting.noise
 
     def weights(self, setting: Setting, generator: torch.Generator | None = None) -> State:
         """The weights of eq. 4, of full width; none where lambda leaves them as they are."""

@@ -1,28 +1,52 @@
 """From a recipe to a model."""
 
 import torch
+from torch import nn
 
 from deploytool.data.catalogue import DatasetInfo
-from deploytool.models.conditional import ConditionalModel, FloatModel
+from deploytool.models.conditional import ConditionalModel, FloatModel, weight_names
+from deploytool.models.masks import initial_masks
+from deploytool.models.oat import OatModel
 from deploytool.models.registry import build_backbone
 from deploytool.models.setting import Setting
-from deploytool.recipe import FloatMethod, Recipe
+from deploytool.recipe import FloatMethod, OatMethod, Recipe
 
 
 def build_model(recipe: Recipe, data: DatasetInfo) -> ConditionalModel:
-    """Build the freshly initialised model of a recipe; the recipe's seed decides its weights."""
+    """Build the freshly initialised model of a recipe; the recipe's seed decides its weights and first masks.
+
+    Raises:
+        RecipeError: the architecture is unknown, or the density is too low for it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        backbone = build_backbone(recipe.model.arch, data)
-    method = recipe.method
-    if isinstance(method, FloatMethod):
-        return FloatModel(backbone, method.alpha_init, method.noise_seed)
-    return ConditionalModel(backbone)
+        model = _method_model(recipe, build_backbone(recipe.model.arch, data), _narrow_backbones(recipe, data))
+    if recipe.sparsity is not None and recipe.sparsity.density < 1:
+        weights = {name: model.backbone.get_parameter(name).detach() for name in weight_names(model.backbone)}
+        generator = torch.Generator().manual_seed(recipe.seed)
+        section = recipe.sparsity
+        model.set_masks(initial_masks(weights, section.density, section.kind, generator, data.shape[0]))
+    return model
 
 
-def recipe_setting(recipe: Recipe, lam: float = 0.0) -> Setting:
-    """The setting at which a recipe's model is trained, evaluated and exported, at a lambda."""
+def _method_model(recipe: Recipe, backbone: nn.Module, narrow: dict[float, nn.Module]) -> ConditionalModel:
     method = recipe.method
     if isinstance(method, FloatMethod):
-        return Setting(lam, method.lambda_threshold, method.conditioning, method.noise)
-    return Setting(lam)
+        return FloatModel(backbone, method.alpha_init, method.noise_seed, narrow)
+    if isinstance(method, OatMethod):
+        return OatModel(backbone, method.lambdas, method.encoding, method.encoding_size, recipe.seed, narrow)
+    return ConditionalModel(backbone, narrow)
+
+
+def _narrow_backbones(recipe: Recipe, data: DatasetInfo) -> dict[float, nn.Module]:
+    """The shapes of every width below 1, without memory for tensors."""
+    with torch.device("meta"):
+        return {w: build_backbone(recipe.model.arch, data, w) for w in recipe.model.widths if w < 1}
+
+
+def recipe_setting(recipe: Recipe, lam: float = 0.0, width: float = 1.0) -> Setting:
+    """The setting at which a recipe's model is trained, evaluated and exported, at a lambda and a width."""
+    method = recipe.method
+    if isinstance(method, FloatMethod):
+        return Setting(lam, method.lambda_threshold, method.conditioning, method.noise, width)
+    return Setting(lam, noise="none", width=width)

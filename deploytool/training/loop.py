@@ -27,6 +27,7 @@ from deploytool.training.run import (
     load_weights,
     save_checkpoint,
 )
+from deploytool.training.sparsity import move_masks
 
 
 def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "cpu") -> dict[str, Any]:
@@ -78,6 +79,7 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
                 optimizer.zero_grad(set_to_none=True)
                 step.loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+                model.apply_masks()
                 totals.add(step.loss.detach(), step.clean, step.robust)
                 bar.advance(totals.note())
             metrics: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, **totals.means(), **alpha_metrics(model)}
@@ -86,8 +88,10 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
                     f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower optimizer.lr "
                     f"(={recipe.optimizer.lr:g}); the last good checkpoint in {run} is kept"
                 )
-            history.append(metrics)
             momentum = dict(momentum_buffers(model, optimizer))
+            if model.masks and recipe.sparsity is not None:
+                metrics |= move_masks(model, momentum, recipe.sparsity, last=epoch + 1 == epochs)
+            history.append(metrics)
             save_checkpoint(run, recipe, Checkpoint(epoch + 1, model.state_dict(), momentum, history))
             log_scalars(log, metrics)
 

@@ -1,5 +1,7 @@
 """What one training step minimises, per method."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +11,9 @@ from torch.nn import functional as F
 from deploytool.attacks.pgd import Pgd, pgd
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import recipe_setting
+from deploytool.models.oat import OatModel
 from deploytool.models.setting import Setting
-from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe
+from deploytool.recipe import FloatMethod, OatMethod, PgdAtMethod, Recipe
 
 
 @dataclass(frozen=True)
@@ -40,58 +43,81 @@ def training_step(
 ) -> Step:
     """Compute the loss of the recipe's method on one batch; the model must be in training mode.
 
+    The losses of all widths are summed (Yu et al. 2019; paper 5, FLOATS slim); the tallies are the full width's.
+
     Args:
         model: the model of the recipe.
         recipe: method and attack.
         image: (B, C, H, W) float32 in [0, 1].
         label: (B,) int64.
-        generator: on the image's device; random starts and redrawn noise come from it.
+        generator: on the image's device; random starts, redrawn noise and sampled lambdas come from it.
     """
     attack = Pgd(**recipe.attack.model_dump())
-    method = recipe.method
-    if isinstance(method, FloatMethod):
-        return float_step(model, recipe, attack, image, label, generator)
-    if isinstance(method, PgdAtMethod):
-        return pgd_at_step(model, method.lam, attack, image, label, generator)
-    logits = model(image)
-    return Step(F.cross_entropy(logits, label), clean=Tally.of(logits, label))
+    steps = [_width_step(model, recipe, attack, image, label, generator, width) for width in recipe.model.widths]
+    return Step(torch.stack([step.loss for step in steps]).sum(), steps[-1].clean, steps[-1].robust)
 
 
-def pgd_at_step(
-    model: ConditionalModel, lam: float, attack: Pgd, image: Tensor, label: Tensor, generator: torch.Generator
-) -> Step:
-    """PGD adversarial training (paper 5, eq. 3): `(1 - lam) * L(clean) + lam * L(adversarial)`.
-
-    Where both terms count, clean and adversarial images go through the network in one forward, so that the one
-    set of batch norms sees both.
-    """
-    if lam == 0:
-        logits = model(image)
-        return Step(F.cross_entropy(logits, label), clean=Tally.of(logits, label))
-    with model.network(Setting()) as network:
-        adversarial = pgd(network, image, label, attack, generator)
-    if lam == 1:
-        logits = model(adversarial)
-        return Step(F.cross_entropy(logits, label), robust=Tally.of(logits, label))
-    clean_logits, adversarial_logits = model(torch.cat([image, adversarial])).chunk(2)
-    loss = (1 - lam) * F.cross_entropy(clean_logits, label) + lam * F.cross_entropy(adversarial_logits, label)
-    return Step(loss, Tally.of(clean_logits, label), Tally.of(adversarial_logits, label))
-
-
-def float_step(
+def _width_step(
     model: ConditionalModel,
     recipe: Recipe,
     attack: Pgd,
     image: Tensor,
     label: Tensor,
     generator: torch.Generator,
+    width: float,
 ) -> Step:
-    """FLOAT (paper 5, Algorithm 1 without pruning): half the batch clean at lambda 0, half attacked at lambda 1.
+    method = recipe.method
+    if isinstance(method, FloatMethod):
+        settings = recipe_setting(recipe, 0.0, width), recipe_setting(recipe, 1.0, width)
+        return float_step(model, settings, attack, image, label, generator)
+    if isinstance(method, OatMethod):
+        assert isinstance(model, OatModel)
+        return oat_step(model, method.lambdas, attack, image, label, generator, width)
+    lam = method.lam if isinstance(method, PgdAtMethod) else 0.0
+    return pgd_at_step(model, lam, attack, image, label, generator, Setting(width=width))
+
+
+def pgd_at_step(
+    model: ConditionalModel,
+    lam: float,
+    attack: Pgd,
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+    setting: Setting,
+) -> Step:
+    """PGD adversarial training (paper 5, eq. 3): `(1 - lam) * L(clean) + lam * L(adversarial)`; eq. 1 at `lam` 0.
+
+    Where both terms count, clean and adversarial images go through the network in one forward, so that the one
+    set of batch norms sees both.
+    """
+    if lam == 0:
+        logits = model(image, setting)
+        return Step(F.cross_entropy(logits, label), clean=Tally.of(logits, label))
+    with model.network(setting) as network:
+        adversarial = pgd(network, image, label, attack, generator)
+    if lam == 1:
+        logits = model(adversarial, setting)
+        return Step(F.cross_entropy(logits, label), robust=Tally.of(logits, label))
+    clean_logits, adversarial_logits = model(torch.cat([image, adversarial]), setting).chunk(2)
+    loss = (1 - lam) * F.cross_entropy(clean_logits, label) + lam * F.cross_entropy(adversarial_logits, label)
+    return Step(loss, Tally.of(clean_logits, label), Tally.of(adversarial_logits, label))
+
+
+def float_step(
+    model: ConditionalModel,
+    settings: tuple[Setting, Setting],
+    attack: Pgd,
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+) -> Step:
+    """FLOAT (paper 5, Algorithm 1): half the batch clean at lambda 0, half attacked at lambda 1.
 
     The loss is `0.5 * L_C + 0.5 * L_A`. The attack runs on one state of lambda 1; the loss that follows takes a
-    state with gradients, which with redrawn noise is a new draw.
+    state with gradients, which with redrawn noise is a new draw. `settings` are those of lambda 0 and lambda 1.
     """
-    clean_setting, adversarial_setting = recipe_setting(recipe, 0.0), recipe_setting(recipe, 1.0)
+    clean_setting, adversarial_setting = settings
     half = len(label) // 2
     clean_logits = model(image[:half], clean_setting)
     with model.network(adversarial_setting, generator) as network:
@@ -100,3 +126,51 @@ def float_step(
     loss = 0.5 * F.cross_entropy(clean_logits, label[:half])
     loss = loss + 0.5 * F.cross_entropy(adversarial_logits, label[half:])
     return Step(loss, Tally.of(clean_logits, label[:half]), Tally.of(adversarial_logits, label[half:]))
+
+
+def oat_step(
+    model: OatModel,
+    lambdas: Sequence[float],
+    attack: Pgd,
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+    width: float,
+) -> Step:
+    """OAT (Wang et al. 2020, Algorithm 1, efficient variant): a lambda per image, sampled uniformly from a set.
+
+        L = mean_i( (1 - lambda_i) * L(x_i, lambda_i) + lambda_i * L(x_i + delta_i, lambda_i) )
+
+    Images with lambda 0 go through BN_C and are not attacked, their second term being 0; all others go through
+    BN_A, clean and attacked.
+    """
+    drawn = torch.randint(len(lambdas), (len(label),), generator=generator, device=image.device)
+    lam = torch.tensor(lambdas, device=image.device)[drawn].sort().values  # images are in random order already
+    clean = int((lam == 0).sum())
+    logits = model.forward_mixed(image, lam, clean, width)
+    losses = (1 - lam) * F.cross_entropy(logits, label, reduction="none")
+    tally = Tally.of(logits, label)
+    if clean == len(label):
+        return Step(losses.mean(), tally)
+    image, label, lam = image[clean:], label[clean:], lam[clean:]
+    with evaluation_mode(model):
+        adversarial = pgd(lambda x: model.forward_mixed(x, lam, 0, width), image, label, attack, generator)
+    logits = model.forward_mixed(adversarial, lam, 0, width)
+    robust = lam * F.cross_entropy(logits, label, reduction="none")
+    return Step((losses.sum() + robust.sum()) / len(losses), tally, Tally.of(logits, label))
+
+
+@contextmanager
+def evaluation_mode(model: ConditionalModel) -> Iterator[None]:
+    """Evaluation mode, and no gradient for any parameter, until the context ends."""
+    training = model.training
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        model.train(training)

@@ -6,106 +6,20 @@ within a layer where the momentum of inactive weights is largest. Grown weights 
 
     sum_l card(theta_l * pi_l)  <=  d * sum_l card(theta_l)
 
-A unit is one weight (`irregular`, FLOATS-i) or one input channel with all its C_o k^2 weights (`channel`, FLOATS-c;
-a channel's magnitude is its squared Frobenius norm). Channel masks leave the layers alone whose input channels
-are the image's.
+With channels as units, a channel's magnitude is its squared Frobenius norm (FLOATS-c).
 
 Reference: S. Kundu et al. 2022 ("paper 5"), Algorithm 1, eq. 5, section 3.2; T. Dettmers, L. Zettlemoyer, Sparse
 networks from scratch: faster training without losing performance, 2019.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from deploytool.errors import RecipeError
-
-Kind = Literal["irregular", "channel"]
-Masks = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Units:
-    """How the weights of one layer are grouped.
-
-    Attributes:
-        count: units in the layer.
-        size: weights per unit.
-        kind: of the units.
-    """
-
-    count: int
-    size: int
-    kind: Kind
-
-    def sums(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor of the layer's shape over each unit: (count,)."""
-        return tensor.reshape(-1) if self.kind == "irregular" else tensor.transpose(0, 1).flatten(1).sum(1)
-
-    def spread(self, chosen: Tensor, shape: torch.Size) -> Tensor:
-        """A mask of the layer's shape from one bool per unit (count,)."""
-        if self.kind == "irregular":
-            return chosen.view(shape)
-        return chosen.view(1, -1, *[1] * (len(shape) - 2)).expand(shape).contiguous()
-
-
-def layer_units(theta: Tensor, kind: Kind) -> Units:
-    """Group the weights of a layer, theta (C_o, C_i, ...)."""
-    if kind == "irregular":
-        return Units(theta.numel(), 1, kind)
-    return Units(theta.shape[1], theta.numel() // theta.shape[1], kind)
-
-
-def initial_masks(
-    weights: Mapping[str, Tensor], density: float, kind: Kind, generator: torch.Generator, image_channels: int
-) -> Masks:
-    """Draw the initial masks: random units, the same density in every layer, at least one unit each.
-
-    Args:
-        weights: the layers' weight tensors by name, in order.
-        density: global density d in (0, 1].
-        kind: of units.
-        generator: on the CPU.
-        image_channels: with `channel`, layers that read so many input channels and come first stay whole.
-
-    Raises:
-        RecipeError: so few weights cannot keep every layer alive.
-    """
-    units = {name: layer_units(theta, kind) for name, theta in weights.items()}
-    free = [name for index, name in enumerate(weights) if not _reads_image(index, weights[name], kind, image_channels)]
-    whole = sum(theta.numel() for name, theta in weights.items() if name not in free)
-    budget = density * sum(theta.numel() for theta in weights.values()) - whole
-    counts = _counts({name: units[name] for name in free}, budget, density)
-    masks = {name: torch.ones_like(theta, dtype=torch.bool) for name, theta in weights.items()}
-    for name, count in counts.items():
-        order = torch.randperm(units[name].count, generator=generator)[:count]
-        chosen = torch.zeros(units[name].count, dtype=torch.bool)
-        chosen[order] = True
-        masks[name] = units[name].spread(chosen, weights[name].shape).to(weights[name].device)
-    return masks
-
-
-def _reads_image(index: int, theta: Tensor, kind: Kind, image_channels: int) -> bool:
-    return kind == "channel" and index == 0 and theta.shape[1] == image_channels
-
-
-def _counts(units: Mapping[str, Units], budget: float, density: float) -> dict[str, int]:
-    """Active units per layer: about the same share everywhere, at least one, the budget (in weights) kept."""
-    sizes = sum(unit.count * unit.size for unit in units.values())
-    share = min(1.0, budget / sizes) if sizes else 0.0
-    counts = {name: max(1, int(share * unit.count)) for name, unit in units.items()}
-    used = sum(count * units[name].size for name, count in counts.items())
-    for name in sorted(counts, key=lambda name: -units[name].size * units[name].count):
-        while used > budget and counts[name] > 1:
-            surplus = max(1, min(counts[name] - 1, int((used - budget) / units[name].size)))
-            counts[name] -= surplus
-            used -= surplus * units[name].size
-    if used > budget:
-        raise RecipeError(f"sparsity.density (={density:g}) leaves some layer without a weight; choose a larger one")
-    return counts
+from deploytool.models.conditional import ConditionalModel
+from deploytool.models.masks import Kind, Masks, Units, channel_density_of, density_of, layer_units
+from deploytool.recipe import SparsitySection
 
 
 @torch.no_grad()
@@ -127,7 +41,7 @@ def prune_and_regrow(
     units = {name: layer_units(weights[name], kind) for name in masks}
     active = {name: units[name].sums(mask.float()) > 0 for name, mask in masks.items()}
     movable = [
-        name for name in masks if 1 < int(active[name].sum()) and (kind == "irregular" or not _whole(masks[name]))
+        name for name in masks if int(active[name].sum()) > 1 and (kind == "irregular" or not _whole(masks[name]))
     ]
     kept, freed = dict(active), 0
     for name in movable:
@@ -183,6 +97,34 @@ def _growth(
     return grown
 
 
+def move_masks(
+    model: ConditionalModel, momentum: Mapping[str, Tensor], section: SparsitySection, last: bool
+) -> dict[str, float]:
+    """Move a model's masks at the end of an epoch, and clear the momentum of what was pruned.
+
+    After the last epoch nothing is grown any more, since it could not be trained.
+
+    Args:
+        model: with masks.
+        momentum: SGD's buffers by the model's parameter names; changed in place.
+        section: kind and rate.
+        last: whether no epoch follows.
+
+    Returns:
+        `density` and `channel_density` after the move.
+    """
+    masks = model.masks
+    weights = {name: model.backbone.get_parameter(name).detach() for name in masks}
+    moments = {name: momentum[f"backbone.{name}"] for name in masks}
+    if last:
+        new = settled(weights, masks)
+    else:
+        new = prune_and_regrow(weights, moments, masks, section.kind, section.prune_rate)
+    clear_pruned(moments, masks, new)
+    model.set_masks(new)
+    return {"density": density_of(new), "channel_density": channel_density_of(new)}
+
+
 @torch.no_grad()
 def clear_pruned(momentum: Mapping[str, Tensor], old: Masks, new: Masks) -> None:
     """Forget the momentum of weights that were active and are no more, in place."""
@@ -193,16 +135,3 @@ def clear_pruned(momentum: Mapping[str, Tensor], old: Masks, new: Masks) -> None
 def settled(weights: Mapping[str, Tensor], masks: Masks) -> Masks:
     """The masks without active weights that are exactly 0: grown ones that no gradient ever reached."""
     return {name: mask & (weights[name] != 0) for name, mask in masks.items()}
-
-
-def density_of(masks: Mapping[str, Tensor]) -> float:
-    """Active weights as a share of all masked tensors' weights, in [0, 1]; 1 without masks."""
-    total = sum(mask.numel() for mask in masks.values())
-    return sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
-
-
-def channel_density_of(masks: Mapping[str, Tensor]) -> float:
-    """Input channels with at least one active weight as a share of all input channels, in [0, 1]."""
-    present = [mask.transpose(0, 1).flatten(1).any(1) for mask in masks.values()]
-    total = sum(len(channels) for channels in present)
-    return sum(int(channels.sum()) for channels in present) / total if total else 1.0
