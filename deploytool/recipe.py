@@ -23,6 +23,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -100,11 +102,24 @@ class Section(BaseModel):
 class DataSection(Section):
     """Which images, and how they are served."""
 
-    name: str = Field("digits", description="digits, cifar10, or npz:PATH")
+    name: str = Field(
+        "digits",
+        description="digits, mnist, cifar10, cifar100, svhn, stl10, tiny-imagenet, imagefolder:PATH, or npz:PATH",
+    )
     root: str | None = Field(None, description="folder that holds (or receives) a downloaded data set")
+    image_size: int | None = Field(
+        None, ge=4, le=1024, description="imagefolder: pixels per side, all images resized; null: as they are"
+    )
     batch_size: int = Field(128, ge=2, le=65536, description="images per training step, both halves together")
     crop_padding: int = Field(0, ge=0, le=64, description="pixels of zero padding for random crops; 0: no crops")
     flip: bool = Field(False, description="random horizontal flips")
+
+    @field_validator("image_size")
+    @classmethod
+    def _folders_alone_are_resized(cls, image_size: int | None, info: ValidationInfo) -> int | None:
+        if image_size is not None and not str(info.data.get("name", "")).startswith("imagefolder:"):
+            raise ValueError("only imagefolder:PATH is resized; leave it out")
+        return image_size
 
 
 class ModelSection(Section):

@@ -4,6 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass
 
+from deploytool.data.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES, STL10_CLASSES, TINY_IMAGENET_CLASSES
 from deploytool.errors import DataError
 
 
@@ -33,11 +34,26 @@ class DatasetInfo:
             raise DataError(f"data set {self.name} needs one finite mean and one positive std per channel")
 
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DIGITS = tuple("0123456789")
 
+# Mean and std are those of the training images, as widely published; Tiny-ImageNet's test images are its "val".
 CATALOGUE = {
-    "digits": DatasetInfo("digits", (1, 8, 8), tuple("0123456789"), (0.305,), (0.376,)),
-    "cifar10": DatasetInfo("cifar10", (3, 32, 32), CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    info.name: info
+    for info in (
+        DatasetInfo("digits", (1, 8, 8), DIGITS, (0.305,), (0.376,)),
+        DatasetInfo("mnist", (1, 28, 28), DIGITS, (0.1307,), (0.3081,)),
+        DatasetInfo("cifar10", (3, 32, 32), CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        DatasetInfo("cifar100", (3, 32, 32), CIFAR100_CLASSES, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        DatasetInfo("svhn", (3, 32, 32), DIGITS, (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197)),
+        DatasetInfo("stl10", (3, 96, 96), STL10_CLASSES, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+        DatasetInfo(
+            "tiny-imagenet",
+            (3, 64, 64),
+            tuple(TINY_IMAGENET_CLASSES.values()),
+            (0.4802, 0.4481, 0.3975),
+            (0.2764, 0.2689, 0.2816),
+        ),
+    )
 }
 
 
@@ -45,4 +61,5 @@ def unknown_dataset(name: str) -> DataError:
     """The error for a name that no data set has."""
     near = difflib.get_close_matches(name, CATALOGUE, n=1)
     advice = f"did you mean {near[0]}? " if near else ""
-    return DataError(f"data.name (={name!r}) is unknown; {advice}known: {', '.join(sorted(CATALOGUE))}, npz:PATH")
+    known = ", ".join([*sorted(CATALOGUE), "imagefolder:PATH", "npz:PATH"])
+    return DataError(f"data.name (={name!r}) is unknown; {advice}known: {known}")
