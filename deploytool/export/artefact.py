@@ -19,8 +19,9 @@ from deploytool.evaluation import deployed
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.condition import add_condition
 from deploytool.export.parity import Parity, check_parity
-from deploytool.models.conditional import ConditionalModel, FloatModel
+from deploytool.models.conditional import ConditionalModel, DualNormModel
 from deploytool.models.factory import build_model, recipe_setting
+from deploytool.models.masks import density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.recipe import FloatMethod, Recipe
 from deploytool.training.run import Run
@@ -33,6 +34,7 @@ def export(
     file: str | os.PathLike[str] | None = None,
     conditioning: Conditioning | None = None,
     lambda_threshold: float | None = None,
+    width: float = 1.0,
 ) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
 
@@ -40,6 +42,7 @@ def export(
         run: a trained run.
         file: where to write; RUN/model.onnx where None.
         conditioning, lambda_threshold: built in instead of the recipe's; for FLOAT alone.
+        width: which width of a slimmable model the file holds.
 
     Returns:
         `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`.
@@ -53,7 +56,7 @@ def export(
         images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
     except DataError:
         images = random_images(info)  # a run can be exported where its data set is not at hand
-    setting = export_setting(recipe, conditioning, lambda_threshold)
+    setting = replace(export_setting(recipe, conditioning, lambda_threshold), width=width)
     return write_artefact(run.model, recipe, info, images, file or run.path / "model.onnx", setting)
 
 
@@ -62,11 +65,12 @@ def export_untrained(
     file: str | os.PathLike[str],
     conditioning: Conditioning | None = None,
     lambda_threshold: float | None = None,
+    width: float = 1.0,
 ) -> dict[str, Any]:
     """Export a recipe's freshly initialised model, for latency and cost work; arguments and result as `export`."""
     info = dataset_info(recipe.data)
     model = build_model(recipe, info).eval()
-    setting = export_setting(recipe, conditioning, lambda_threshold)
+    setting = replace(export_setting(recipe, conditioning, lambda_threshold), width=width)
     return write_artefact(model, recipe, info, random_images(info), file, setting, trained=False)
 
 
@@ -105,7 +109,7 @@ def write_artefact(
 ) -> dict[str, Any]:
     """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
     graph = build_graph(model, info, setting)
-    onnx.helper.set_model_props(graph, metadata(recipe, info, setting, trained))
+    onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained))
     path = Path(file)
     with atomic_path(path) as aside:
         aside.write_bytes(graph.SerializeToString())
@@ -120,14 +124,17 @@ def write_artefact(
 
 
 def build_graph(model: ConditionalModel, info: DatasetInfo, setting: Setting) -> onnx.ModelProto:
-    """Build the ONNX graph of a model without metadata: conditional for FLOAT, plain otherwise."""
-    graph = backbone_to_onnx(model.backbone, info.shape)
-    if isinstance(model, FloatModel):
+    """Build the ONNX graph of a model without metadata: conditional for FLOAT and OAT, plain otherwise."""
+    clean = replace(setting, lam=0.0, noise="none", conditioning="switch")
+    graph = backbone_to_onnx(model.plain_network(clean), info.shape)
+    if isinstance(model, DualNormModel):
         add_condition(graph, model, setting)
     return graph
 
 
-def metadata(recipe: Recipe, info: DatasetInfo, setting: Setting, trained: bool) -> dict[str, str]:
+def metadata(
+    model: ConditionalModel, recipe: Recipe, info: DatasetInfo, setting: Setting, trained: bool
+) -> dict[str, str]:
     """The file's `deploytool.*` properties, the contract with the runtime."""
     channels, height, width = info.shape
     properties: dict[str, Any] = {
@@ -143,16 +150,17 @@ def metadata(recipe: Recipe, info: DatasetInfo, setting: Setting, trained: bool)
             "size": [height, width],
             "resize": "bilinear",
         },
-        "widths": [1.0],
-        "density": 1.0,
+        "widths": [setting.width],
+        "density": round(density_of(model.masks), 6),
     }
-    if isinstance(recipe.method, FloatMethod):
+    if model.is_conditional:
         properties |= {
             "conditioning": setting.conditioning,
             "lambda_threshold": setting.lambda_threshold,
             "noise": "none" if setting.noise == "none" else "frozen draw",
-            "noise_seed": recipe.method.noise_seed,
         }
+    if isinstance(recipe.method, FloatMethod):
+        properties["noise_seed"] = recipe.method.noise_seed
     return {
         f"deploytool.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in properties.items()
     }

@@ -4,45 +4,54 @@
 
     after:   scale, mix    = f(lambda, lambda_threshold)
              stream        = Tile(Cast(noise_table))
-             theta.hat     = theta + (scale * alpha * std)_l * Reshape(Slice(stream, start_l, end_l))
+             theta.hat     = theta + (scale * alpha * std)_l * Reshape(Slice(stream, start_l, end_l))      (FLOAT)
+                             where theta is not 0, in a sparse layer
              gamma, ...    = Split(norms_clean + mix * (norms_adversarial - norms_clean))     (interpolate)
                              Split(Where(lambda > lambda_threshold, norms_adversarial, norms_clean))    (switch)
+             gamma, beta   = gamma * g_l, beta * g_l + b_l    with g_l, b_l = FiLM_l(code(lambda))         (OAT)
              Conv(x, theta.hat) -> BatchNormalization(., gamma, beta, mean, var)
 
 Everything above the last line depends on lambda alone, so a runtime that knows lambda folds it away. The noise
 costs one short table, not a second copy of the weights; alpha * std is one number per layer.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from deploytool.export.backbone import drop_unused_initializers
-from deploytool.models.conditional import NORM_TENSORS, FloatModel, batch_norms
+from deploytool.models.conditional import NORM_TENSORS, DualNormModel, FloatModel
 from deploytool.models.noise import weight_std
+from deploytool.models.oat import Film, OatModel
 from deploytool.models.setting import Setting
 
 Array = np.ndarray[Any, Any]
 
 
-def add_condition(model: onnx.ModelProto, source: FloatModel, setting: Setting) -> None:
-    """Turn a plain graph of `source.backbone` into one with the scalar input `lambda`, in place.
+def add_condition(model: onnx.ModelProto, source: DualNormModel, setting: Setting) -> None:
+    """Turn a plain graph of a model's backbone into one with the scalar input `lambda`, in place.
 
     Args:
-        model: as `backbone_to_onnx` returns it.
+        model: as `backbone_to_onnx` returns it, of the network of the setting's width at lambda 0.
         source: the trained model.
-        setting: threshold, conditioning and noise mode to build in; its lambda does not matter. The threshold
-            becomes the scalar initializer `lambda_threshold`, which the runtime can override.
+        setting: width, threshold, conditioning and noise mode to build in; its lambda does not matter. The
+            threshold becomes the scalar initializer `lambda_threshold`, which the runtime can override.
     """
     graph = model.graph
     builder = _Builder()
     scale, mix = builder.knobs(setting)
     renamed: dict[str, str] = {}
-    if setting.noise != "none":
-        renamed = builder.noisy_weights(source, scale)
+    if isinstance(source, FloatModel) and setting.noise != "none":
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        renamed = builder.noisy_weights(source, scale, shapes)
     builder.norms(source, setting, mix)
+    if isinstance(source, OatModel):
+        renamed |= builder.films(source, setting)
 
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
@@ -92,8 +101,8 @@ class _Builder:
         high = self.node("Div", [over, self.node("Sub", [one, threshold], "high_width")], "high_scale")
         return self.node("Where", [above, high, low], "noise_scale"), above
 
-    def noisy_weights(self, source: FloatModel, scale: str) -> dict[str, str]:
-        """Nodes for eq. 4; return the conditioned tensor's name per weight name."""
+    def noisy_weights(self, source: FloatModel, scale: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+        """Nodes for eq. 4; return the conditioned tensor's name per weight name. `shapes` are those in the graph."""
         thetas = {name: source.backbone.get_parameter(name) for name in source.noise_windows}
         strengths = np.array(
             [
@@ -110,7 +119,8 @@ class _Builder:
         scaled = self.node("Mul", [scale, self.constant("alpha_std", strengths)], "noise_strength")
         parts = [f"strength{index}" for index in range(len(thetas))]
         self.node("Split", [scaled], parts, num_outputs=len(parts))
-        renamed = {}
+        renamed: dict[str, str] = {}
+        masks = source.masks
         for index, (name, theta) in enumerate(thetas.items()):
             start = source.noise_windows[name]
             window = self.node(
@@ -119,16 +129,70 @@ class _Builder:
                 f"window{index}",
             )
             eta = self.node("Reshape", [window, self.integers(tuple(theta.shape))], f"eta{index}")
+            if shapes[name] != tuple(theta.shape):  # a narrower width reads the leading block
+                zeros = self.integers((0,) * theta.dim())
+                eta = self.node("Slice", [eta, zeros, self.integers(shapes[name])], f"leading{index}")
             shift = self.node("Mul", [eta, parts[index]], f"shift{index}")
-            renamed[name] = self.node("Add", [name, shift], f"{name}.hat")
+            noisy = self.node("Add", [name, shift], f"{name}.hat" if name not in masks else f"{name}.noisy")
+            if name in masks:
+                active = self.node("Cast", [name], f"active{index}", to=TensorProto.BOOL)
+                noisy = self.node("Where", [active, noisy, name], f"{name}.hat")
+            renamed[name] = noisy
         return renamed
 
-    def norms(self, source: FloatModel, setting: Setting, mix: str) -> None:
+    def films(self, source: OatModel, setting: Setting) -> dict[str, str]:
+        """Nodes for FiLM, folded into scale and shift of the batch norms; return the new name per tensor name."""
+        code = self.node("Reshape", ["lambda", self.integers((1, 1))], "code")
+        if source.encoding != "none":
+            code = self.node("MatMul", [self.shares(source.lambdas), self.tensor("codes", source.codes)], "encoded")
+        norms = source.norm_set(setting.width)
+        renamed: dict[str, str] = {}
+        for key, film in source.films.items():
+            name = key.replace("/", ".")
+            assert isinstance(film, Film)
+            c = norms[name].num_features
+            rows = torch.cat([torch.arange(c), film.channels + torch.arange(c)])  # leading gammas, leading betas
+            tensors = {
+                "hidden.weight": film.hidden.weight[: 2 * c],
+                "hidden.bias": film.hidden.bias[: 2 * c],
+                "out.weight": film.out.weight[rows, : 2 * c],
+                "out.bias": film.out.bias[rows],
+            }
+            stored = {part: self.tensor(f"{name}.film.{part}", tensor) for part, tensor in tensors.items()}
+            value = code
+            for layer in ("hidden", "out"):
+                inputs = [value, stored[f"{layer}.weight"], stored[f"{layer}.bias"]]
+                value = self.node("Gemm", inputs, f"{name}.film.{layer}.sum", transB=1)
+                value = self.node("LeakyRelu", [value], f"{name}.film.{layer}", alpha=0.01)
+            flat = self.node("Reshape", [value, self.integers((-1,))], f"{name}.film")
+            self.node("Split", [flat], [f"{name}.gamma", f"{name}.beta"], num_outputs=2)
+            weight = self.node("Mul", [f"{name}.weight", f"{name}.gamma"], f"{name}.weight.film")
+            scaled = self.node("Mul", [f"{name}.bias", f"{name}.gamma"], f"{name}.bias.scaled")
+            bias = self.node("Add", [scaled, f"{name}.beta"], f"{name}.bias.film")
+            renamed |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        return renamed
+
+    def shares(self, grid: Sequence[float]) -> str:
+        """Nodes for the share of each lambda of a grid in lambda, (1, K): 1 at itself, linear, 0 at its neighbours."""
+        steps = np.diff(np.array(grid, np.float64))
+        rise = self.constant("grid_rise", np.concatenate([[1.0], 1 / steps]).astype(np.float32)[None])
+        fall = self.constant("grid_fall", np.concatenate([1 / steps, [1.0]]).astype(np.float32)[None])
+        points = self.constant("grid", np.array(grid, np.float32)[None])
+        one = self.constant("one", np.array(1, np.float32))
+        zero = self.constant("zero", np.array(0, np.float32))
+        distance = self.node("Sub", ["lambda", points], "grid_distance")
+        below = self.node("Add", [self.node("Mul", [distance, rise], "grid_below"), one], "grid_up")
+        above = self.node("Sub", [one, self.node("Mul", [distance, fall], "grid_above")], "grid_down")
+        lower = self.node("Min", [below, above], "grid_hat")
+        return self.node("Max", [lower, zero], "grid_share")
+
+    def tensor(self, name: str, value: Tensor) -> str:
+        return self.constant(name, value.detach().cpu().numpy())
+
+    def norms(self, source: DualNormModel, setting: Setting, mix: str) -> None:
         """Nodes that give every batch norm its four tensors, under the backbone's own names."""
-        pairs = [
-            (name, norm, source.adversarial_norms[name.replace(".", "/")])
-            for name, norm in batch_norms(source.backbone)
-        ]
+        adversarial_set = source.adversarial_set(setting.width)
+        pairs = [(name, norm, adversarial_set[name]) for name, norm in source.norm_set(setting.width).items()]
         if not pairs:
             return
         clean = [getattr(norm, key) for _, norm, _ in pairs for key in NORM_TENSORS]

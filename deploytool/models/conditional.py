@@ -127,6 +127,14 @@ class ConditionalModel(nn.Module):
         with torch.no_grad():
             return {name: tensor.detach() for name, tensor in (own | self.state(setting, generator)).items()}
 
+    def plain_network(self, setting: Setting, generator: torch.Generator | None = None) -> nn.Module:
+        """An independent plain network of one setting, in evaluation mode, on the CPU, without masks or knobs."""
+        network = copy.deepcopy(self._skeleton(setting.width)).to_empty(device="cpu").requires_grad_(False).eval()
+        state = self.full_state(setting, generator)
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            tensor.copy_(state[name])
+        return network
+
     @contextmanager
     def network(self, setting: Setting, generator: torch.Generator | None = None) -> Iterator[Network]:
         """Give the fixed evaluation-mode network of one setting, as attacks and evaluation use it.

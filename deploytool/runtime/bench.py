@@ -146,9 +146,12 @@ def _percentiles(seconds: np.ndarray[Any, Any], batch: int) -> dict[str, float]:
 
 
 def _peak_rss_mb(path: Path, threads: int, batch: int, lam: float | None, generic: bool) -> float:
-    """Run the probe in a fresh process, where nothing else has raised the peak."""
+    """Run the probe in a fresh process, where nothing else has raised the peak.
+
+    `-P` keeps the current folder off its module path: a `json.py` that lies beside a model must not run.
+    """
     request = json.dumps({"file": str(path), "threads": threads, "batch": batch, "lam": lam, "generic": generic})
-    command = [sys.executable, "-m", "deploytool.runtime.memory_probe", request]
+    command = [sys.executable, "-P", "-m", "deploytool.runtime.memory_probe", request]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
