@@ -289,6 +289,25 @@ def pipeline(recipe: Path, output: Path | None, overrides: tuple[str, ...], devi
 
 
 @cli.command()
+@click.option(
+    "--data", default="cifar10", show_default=True, metavar="NAME", help="Data set, as data.name of a recipe."
+)
+@json_option
+def models(data: str, as_json: bool) -> None:
+    """List every backbone and method with its parameters and operations."""
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.data.datasets import dataset_info
+    from deploytool.models.listing import list_models
+    from deploytool.recipe import DataSection
+    from deploytool.report.tables import models_table
+
+    rows = list_models(dataset_info(DataSection(name=data)))
+    emit({"models": rows}, as_json, lambda: models_table(rows))
+
+
+@cli.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of stdout.")
 def schema(output: Path | None) -> None:
     """Print the JSON Schema of a recipe, for an editor to complete and check with."""

@@ -14,7 +14,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # `meta` makes tensors, but computes nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0][:120]}; try cpu") from None
     return name

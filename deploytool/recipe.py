@@ -31,6 +31,7 @@ from pydantic import (
 from deploytool.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1 << 20
+MAX_SHOWN = 100  # characters of a bad value that an error message repeats
 ATTACK_NAME = r"^(fgsm|pgd-[1-9][0-9]{0,3})$"
 
 
@@ -286,15 +287,17 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     try:
         if file.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"recipe {file} has {file.stat().st_size} bytes; at most {MAX_RECIPE_BYTES}")
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = _parse_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"recipe {file} cannot be read: {error.strerror}; give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise RecipeError(f"recipe {file} is no UTF-8 text; give the path of a YAML file") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number out of range
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "too deeply nested"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or _one_line(error)
+        if isinstance(error, RecursionError):
+            problem = "too deeply nested"
         raise RecipeError(f"recipe {file} is no valid YAML{place}: {problem}") from None
     if not isinstance(document, dict):
         raise RecipeError(f"recipe {file} must be a mapping of keys to values; it is a {type(document).__name__}")
@@ -303,7 +306,10 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 def make_recipe(document: dict[str, Any], overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
     """Validate a recipe given as nested dictionaries; see `load_recipe`."""
-    document = json.loads(json.dumps(document, default=str))
+    try:
+        document = _plain(document)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{source} holds what a recipe cannot: {_one_line(error)}") from None
     for override in overrides:
         _assign(document, override)
     try:
@@ -318,20 +324,39 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases: a few hundred bytes of them can unfold to gigabytes, or to a circle."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed in a recipe", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def _plain(value: Any) -> Any:
+    """Reduce to what JSON knows; dates become text."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def _assign(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise RecipeError(f"--set {override!r} must have the form key=value or section.key=value")
+        raise RecipeError(f"--set {_short(override)} must have the form key=value or section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override!r}: the value is no valid YAML; put it in quotes") from None
+        value = _plain(_parse_yaml(text))
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+        raise RecipeError(f"--set {_short(override)}: the value is no valid YAML; put it in quotes") from None
     place = document
     for part in parts[:-1]:
         inner = place.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override!r}: {part} holds a value, not a section")
+            raise RecipeError(f"--set {_short(override)}: {part} holds a value, not a section")
         place = inner
     place[parts[-1]] = value
 
@@ -339,27 +364,38 @@ def _assign(document: dict[str, Any], override: str) -> None:
 def _first_problem(error: ValidationError) -> str:
     """One line for the first problem, and how many more there are."""
     problems = error.errors(include_url=False)
-    first = problems[0]
-    loc = [part for part in first["loc"] if part not in ("standard", "pgd-at", "float", "oat")]
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key is missing, too
+    loc = [part for index, part in enumerate(first["loc"]) if index != 1 or first["loc"][0] != "method"]  # no union tag
     where = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
-        text = f"unknown key {where}; {advice}"
+        text = f"unknown key {where[:MAX_SHOWN]}; {advice}"
     elif first["type"] == "union_tag_invalid":
         known = re.findall("'([^']+)'", first["ctx"]["expected_tags"])
         near = difflib.get_close_matches(first["ctx"]["tag"], known, n=1)
         advice = f"did you mean {near[0]}? " if near else ""
-        text = f"{where}.name (={first['ctx']['tag']!r}) is unknown; {advice}allowed: {', '.join(known)}"
+        text = f"{where}.name (={_short(first['ctx']['tag'])}) is unknown; {advice}allowed: {', '.join(known)}"
+    elif first["type"] == "union_tag_not_found":
+        text = f"key {where}.name is missing; add it to the recipe"
     elif first["type"] == "missing":
         text = f"key {where} is missing; add it to the recipe"
     elif not loc:
         text = first["msg"].removeprefix("Value error, ")
     else:
-        text = f"{where} (={first['input']!r}): {first['msg'].removeprefix('Value error, ')}"
+        text = f"{where} (={_short(first['input'])}): {first['msg'].removeprefix('Value error, ')}"
     more = len(problems) - 1
     return " ".join(text.split()) + (f" (and {more} more)" if more else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:MAX_SHOWN]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:

@@ -3,7 +3,9 @@
 Imports neither torch nor deploytool. Names are imported on first use.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 _HOME = {
@@ -23,3 +25,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+class _Package(ModuleType):
+    """A package whose `cost` stays the function when the submodule of that name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deploytool.cli import cli
 
-COMMANDS = ("train", "evaluate", "export", "specialize", "bench", "cost", "predict", "pipeline", "schema")
+COMMANDS = ("train", "evaluate", "export", "specialize", "bench", "cost", "predict", "pipeline", "models", "schema")
 RECIPE = str(Path(__file__).parents[1] / "recipes" / "digits-float.yaml")
 
 
@@ -102,6 +102,16 @@ def test_schema_knows_every_section() -> None:
     assert {"data", "model", "method", "attack", "optimizer", "evaluate"} <= set(
         json.loads(result.stdout)["properties"]
     )
+
+
+def test_models_lists_every_backbone_and_method() -> None:
+    rows = run_json("models", "--data", "tiny-imagenet")["models"]
+    listed = {(row["arch"], row["method"]) for row in rows}
+    assert listed >= {("resnet34", "float"), ("vgg16", "standard"), ("mobilenet", "pgd-at"), ("resnet50", "float")}
+    assert {row["dataset"] for row in rows} == {"tiny-imagenet"}
+    table = run("models")
+    assert table.exit_code == 0 and "resnet34" in table.stdout and "21.265" in table.stdout
+    assert_one_line_error(run("models", "--data", "cifar-10"), "cifar-10", "did you mean cifar10")
 
 
 def test_text_output_is_a_table(trained_run) -> None:

@@ -28,9 +28,8 @@ class DatasetInfo:
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise DataError(f"data set {self.name} has {len(self.classes)} classes; a classifier needs at least 2")
-        if not (len(self.mean) == len(self.std) == self.shape[0]) or not all(
-            math.isfinite(s) and s > 0 for s in self.std
-        ):
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not (len(self.mean) == len(self.std) == self.shape[0] and finite and min(self.std, default=0) > 0):
             raise DataError(f"data set {self.name} needs one finite mean and one positive std per channel")
 
 

@@ -58,7 +58,8 @@ def from_arrays(x: Array, y: Array) -> Images:
 def channel_statistics(x: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation per channel in [0, 1], four digits, of x (N, C, H, W) uint8.
 
-    They come from a histogram per channel: exact, and without a copy of the images in floating point.
+    They come from a histogram per channel: exact, and without a copy of the images in floating point. A channel that
+    never changes gets a standard deviation of 1, so that one can divide by it.
     """
     values = np.arange(256) / 255
     means, stds = [], []
@@ -66,5 +67,5 @@ def channel_statistics(x: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
         share = np.bincount(x[:, channel].ravel(), minlength=256) / x[:, channel].size
         mean = float(share @ values)
         means.append(round(mean, 4))
-        stds.append(round(float(share @ (values - mean) ** 2) ** 0.5, 4))
+        stds.append(round(float(share @ (values - mean) ** 2) ** 0.5, 4) or 1.0)
     return tuple(means), tuple(stds)

@@ -28,17 +28,20 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.25, 1])
     top, bottom = halves
     panels = top.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    lines = list(dict.fromkeys((row["conditioning"], row["lambda_threshold"]) for row in rows))
+    legend: dict[str, Any] = {}
     for panel, value in zip(panels, values, strict=True):
-        _tradeoff_panel(panel, [row for row in rows if row["value"] == value])
+        _tradeoff_panel(panel, [row for row in rows if row["value"] == value], lines)
+        handles, labels = panel.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
         panel.set_title(f"{key} = {value}")
     panels[0].set_ylabel(f"accuracy on test images\n(filled: clean, hollow: under {attack})")
-    handles, labels = panels[0].get_legend_handles_labels()
-    top.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    top.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False)
 
     axes = bottom.subplots()
     shown = {value: layers for value, layers in alphas.items() if layers}
     for index, (value, layers) in enumerate(shown.items()):
-        colour, marker = COLOURS[index], MARKERS[index]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.plot(list(layers), list(layers.values()), color=colour, marker=marker, label=f"{key} = {value}")
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set_ylabel("learned noise scaling factor alpha")
@@ -50,13 +53,15 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
             figure.savefig(aside, format=suffix[1:], dpi=130)
 
 
-def _tradeoff_panel(panel: Any, rows: Sequence[dict[str, Any]]) -> None:
-    lines = list(dict.fromkeys((row["conditioning"], row["lambda_threshold"]) for row in rows))
+def _tradeoff_panel(panel: Any, rows: Sequence[dict[str, Any]], lines: Sequence[tuple[Any, Any]]) -> None:
+    """Draw one panel; a line has the same colour and marker in every panel."""
     for index, (conditioning, threshold) in enumerate(lines):
         chosen = sorted(
             (row for row in rows if (row["conditioning"], row["lambda_threshold"]) == (conditioning, threshold)),
             key=lambda row: row["lambda"] or 0,
         )
+        if not chosen:
+            continue
         x = [row["lambda"] for row in chosen]
         name = conditioning if threshold is None else f"{conditioning}, threshold {threshold:g}"
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]

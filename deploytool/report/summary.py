@@ -47,10 +47,9 @@ def sections(results: Result, tablefmt: str) -> list[tuple[str, str]]:
         compared = results["compare"]
         title = f"Side by side: clean / robust ({compared['attack']}) accuracy"
         parts.append((title, comparison_table(compared["rows"], compared["key"], tablefmt)))
-        alphas = {value: list(layers.values()) for value, layers in compared["alphas"].items() if layers}
+        alphas = {value: layers for value, layers in compared["alphas"].items() if layers}
         if alphas:
-            layers = next(list(layers) for layers in compared["alphas"].values() if layers)
-            parts.append(("Learned noise scaling factors", alpha_table(alphas, layers, compared["key"], tablefmt)))
+            parts.append(("Learned noise scaling factors", alpha_table(alphas, compared["key"], tablefmt)))
     if "export" in results:
         parts.append(("Exported model on this machine", _measured(results, tablefmt)))
     if "cost" in results:

@@ -39,12 +39,20 @@ def comparison_table(rows: Sequence[Row], key: str, tablefmt: str = "simple") ->
     return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True)
 
 
-def alpha_table(
-    alphas: Mapping[str, Sequence[float]], layers: Sequence[str], key: str, tablefmt: str = "simple"
-) -> str:
+def alpha_table(alphas: Mapping[str, Mapping[str, float]], key: str, tablefmt: str = "simple") -> str:
     """Render the learned noise scaling factors: a line per layer, a column per value of a recipe key."""
-    table = [[layer, *(f"{values[i]:.3f}" for values in alphas.values())] for i, layer in enumerate(layers)]
-    return tabulate(table, ["alpha of layer", *(f"{key} {name}" for name in alphas)], tablefmt=tablefmt)
+    layers = dict.fromkeys(layer for values in alphas.values() for layer in values)
+    table = [[layer, *(f"{v[layer]:.3f}" if layer in v else "" for v in alphas.values())] for layer in layers]
+    heads = ["alpha of layer", *(f"{key} {name}" for name in alphas)]
+    return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True)
+
+
+def models_table(rows: Sequence[Row]) -> str:
+    """Render a listing of models: a line per backbone and method, counts in millions."""
+    counts = ("params", "extra_params", "macs")
+    table = [[row["arch"], row["method"], row["dataset"], *(f"{row[key] / 1e6:.3f}" for key in counts)] for row in rows]
+    heads = ["arch", "method", "dataset", "params (M)", "extra params (M)", "macs (M)"]
+    return tabulate(table, heads, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 3)
 
 
 def prediction_table(predictions: Sequence[Row]) -> str:
