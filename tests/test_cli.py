@@ -125,7 +125,7 @@ def test_text_output_is_a_table(trained_run) -> None:
         (["train", "absent.yaml"], ["absent.yaml", "No such file"]),
         (["train", RECIPE, "--set", "optimiser.lr=1"], ["optimiser", "did you mean optimizer"]),
         (["train", RECIPE, "--set", "method.name=flot"], ["flot", "did you mean float"]),
-        (["train", RECIPE, "--set", "model.arch=resnet35"], ["resnet35", "did you mean resnet34"]),
+        (["train", RECIPE, "--set", "model.arch=resnet-34"], ["resnet-34", "did you mean resnet34"]),
         (["train", RECIPE, "--device", "tpu"], ["tpu", "try cpu"]),
         (["pipeline", RECIPE, "--set", "optimizer.lr=-1"], ["optimizer.lr", "-1"]),
         (["evaluate", "absent"], ["absent", "deploytool train"]),
