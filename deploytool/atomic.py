@@ -14,6 +14,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name carries the process id, so that two writers never share one. A process that is killed
     leaves at most such a file behind, never a damaged `path`.
+
+    Raises:
+        OSError: the file cannot be written; `filename` is `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -23,13 +26,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(target)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(target)) from None
     finally:
         aside.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in a folder; nobody else may be writing there."""
-    for aside in folder.glob(".*.tmp"):
+    """Remove what killed writers of ours left in a folder; nobody else may be writing there."""
+    for aside in folder.glob(".*.[0-9]*.tmp"):
         aside.unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ class OneLineError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the line."""
-        click.echo("error: " + " ".join(self.message.split()), err=True)
+        click.echo("error: " + printable(" ".join(self.message.split())), err=True)
 
 
 class Commands(click.Group):
@@ -36,11 +36,15 @@ class Commands(click.Group):
             raise OneLineError(str(error)) from None
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            raise OneLineError("interrupted; what was finished is kept, train --resume and pipeline go on") from None
+        except MemoryError:
+            raise OneLineError("out of memory; try a smaller batch, fewer images or a smaller model") from None
         except OSError as error:  # a full disk or a read-only folder is the user's to mend, not a bug
             raise OneLineError(f"{error.filename or 'the system'}: {error.strerror or error}") from None
 
 
-class NumberList(click.ParamType[tuple[float, ...]]):
+class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on alone
     """Numbers separated by commas."""
 
     name = "number,..."
@@ -83,7 +87,12 @@ def device_option(command: F) -> F:
 
 def emit(document: Any, as_json: bool, text: Callable[[], str]) -> None:
     """Print one JSON document or the text for people."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else text())
+    click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else printable(text()))
+
+
+def printable(text: str) -> str:
+    """Replace control characters: names inside a model file must not steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,6 +131,7 @@ def train(
 @click.option("--lambda", "lambdas", type=NumberList(), help="Lambdas in [0, 1]. [recipe's]")
 @click.option("--lambda-threshold", "thresholds", type=NumberList(), help="0, 0.5 or both. [recipe's]")
 @click.option("--conditioning", "conditionings", type=CONDITIONINGS, multiple=True, help="Repeat for both. [recipe's]")
+@click.option("--width", "widths", type=NumberList(), help="Widths of a slimmable model. [all it has]")
 @click.option("--images", type=click.IntRange(1), help="At most so many test images.")
 @device_option
 @json_option
@@ -131,6 +141,7 @@ def evaluate(
     lambdas: tuple[float, ...] | None,
     thresholds: tuple[float, ...] | None,
     conditionings: tuple[Any, ...],
+    widths: tuple[float, ...] | None,
     images: int | None,
     device: str,
     as_json: bool,
@@ -146,7 +157,7 @@ def evaluate(
     from deploytool.training.run import load_run
 
     loaded = load_run(run)
-    settings = evaluation_settings(loaded.recipe, lambdas, thresholds, conditionings or None)
+    settings = evaluation_settings(loaded.recipe, lambdas, thresholds, conditionings or None, widths)
     rows = evaluate_run(loaded, list(attacks) or None, settings, images, choose_device(device))
     emit({"rows": rows}, as_json, lambda: accuracy_table(rows))
 
@@ -157,6 +168,7 @@ def evaluate(
 @click.option("--untrained", is_flag=True, help="RUN is a recipe: export freshly initialised weights.")
 @threshold_option
 @click.option("--conditioning", type=CONDITIONINGS, help="Instead of the recipe's.")
+@click.option("--width", type=float, default=1.0, show_default=True, help="Which width of a slimmable model.")
 @set_option
 @json_option
 def export(
@@ -165,6 +177,7 @@ def export(
     untrained: bool,
     lambda_threshold: float | None,
     conditioning: Any,
+    width: float,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -181,7 +194,7 @@ def export(
     from deploytool.report.tables import key_values
     from deploytool.training.run import load_run
 
-    options = {"conditioning": conditioning, "lambda_threshold": lambda_threshold}
+    options = {"conditioning": conditioning, "lambda_threshold": lambda_threshold, "width": width}
     if untrained:
         assert output is not None
         result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
@@ -309,12 +322,14 @@ def models(data: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of stdout.")
-def schema(output: Path | None) -> None:
+@json_option
+def schema(output: Path | None, as_json: bool) -> None:
     """Print the JSON Schema of a recipe, for an editor to complete and check with."""
     from deploytool.atomic import write_json
     from deploytool.recipe import json_schema
 
     if output is None:
-        click.echo(json.dumps(json_schema(), indent=2))
+        emit(json_schema(), True, str)
     else:
         write_json(output, json_schema())
+        emit({"file": str(output)}, as_json, lambda: str(output))

@@ -8,6 +8,7 @@ import torch
 
 from deploytool.attacks.pgd import Pgd, named_attack, pgd
 from deploytool.data.datasets import Images, load_dataset
+from deploytool.errors import InputError
 from deploytool.models.conditional import ConditionalModel, Network
 from deploytool.models.factory import recipe_setting
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
@@ -53,8 +54,16 @@ def evaluation_settings(
     Redrawn noise is evaluated as it will be deployed, in one frozen draw.
 
     Raises:
-        InputError: a lambda is outside [0, 1], or a threshold is neither 0 nor 0.5.
+        InputError: a lambda is outside [0, 1], a threshold is neither 0 nor 0.5, or an argument has no meaning for the
+            recipe's method.
     """
+    method = recipe.method
+    if lambdas is not None and not isinstance(method, FloatMethod | OatMethod):
+        raise InputError(f"method {method.name} takes no lambda; leave --lambda out")
+    if (thresholds is not None or conditionings is not None) and not isinstance(method, FloatMethod):
+        raise InputError(f"method {method.name} has no conditioning and no lambda threshold; leave them out")
+    if thresholds is not None and conditionings is not None and set(conditionings) == {"interpolate"}:
+        raise InputError("--lambda-threshold has no effect with interpolate; leave it out or use --conditioning switch")
     section = recipe.evaluate
     chosen_widths = widths or section.widths or recipe.model.widths
     chosen_lambdas = section.lambdas if lambdas is None else list(lambdas)

@@ -13,8 +13,10 @@ from typing import Any
 
 from deploytool.atomic import write_json
 from deploytool.costing import cost_of
+from deploytool.data.datasets import dataset_info
 from deploytool.evaluation import evaluate
 from deploytool.export.artefact import export
+from deploytool.models.factory import build_model
 from deploytool.recipe import FloatMethod, Recipe, make_recipe
 from deploytool.runtime.bench import bench
 from deploytool.training.loop import train
@@ -39,6 +41,8 @@ def run_pipeline(recipe: Recipe, run: Path, device: str = "cpu", announce: Annou
     Raises:
         RunError: the folder holds a run of another recipe; and whatever a stage raises.
     """
+    for each in [recipe, *_variants(recipe).values()]:
+        build_model(each, dataset_info(each.data))  # a mistake shows before hours of training, not after
     create_run(run, recipe, resume=True)
     earlier: dict[str, Any] = {}
     stages = []
@@ -75,19 +79,29 @@ def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     attack = recipe.evaluate.attacks[-1]
     rows: list[Result] = []
     alphas: dict[str, Any] = {}
-    for value in compare.values:
-        document = recipe.model_dump(mode="json", by_alias=True)
-        variant = make_recipe(document, [f"{compare.key}={json.dumps(value)}"])
+    for index, (value, variant) in enumerate(_variants(recipe).items()):
         if variant.digest() == recipe.digest():
             folder = run
             variant_rows = [row for row in earlier["evaluate"]["rows"] if row["attack"] == attack]
         else:
-            folder = run / "compare" / "".join(c if c.isalnum() else "-" for c in str(value))
+            folder = run / "compare" / f"{index}-{''.join(c if c.isalnum() else '-' for c in value)[:40]}"
             train(variant, folder, resume=folder.exists(), device=device)
             variant_rows = evaluate(load_run(folder), [attack], device=device)
-        rows += [{"value": str(value), **row} for row in variant_rows]
-        alphas[str(value)] = learned_alphas(folder)
+        rows += [{"value": value, **row} for row in variant_rows]
+        alphas[value] = learned_alphas(folder)
     return {"key": compare.key, "attack": attack, "rows": rows, "alphas": alphas}
+
+
+def _variants(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipes that `compare` trains, by the value of its key; the recipe itself may be one of them."""
+    compare = recipe.pipeline.compare
+    if compare is None:
+        return {}
+    document = recipe.model_dump(mode="json", by_alias=True)
+    return {
+        str(value): make_recipe(document, [f"{compare.key}={json.dumps(value)}"], source="pipeline.compare")
+        for value in compare.values
+    }
 
 
 def _export(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:

@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from deploytool.errors import RecipeError
+from deploytool.models.setting import Conditioning, NoiseMode
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_SHOWN = 100  # characters of a bad value that an error message repeats
@@ -89,8 +90,6 @@ def check_lambda_set(lambdas: list[float]) -> list[float]:
 
 Width = Annotated[float, Field(gt=0, le=1)]
 LambdaThreshold = Annotated[float, AfterValidator(check_lambda_threshold), Field(json_schema_extra={"enum": [0, 0.5]})]
-NoiseMode = Literal["redrawn", "frozen", "none"]
-Conditioning = Literal["switch", "interpolate"]
 AttackName = Annotated[str, AfterValidator(check_attack_name), Field(json_schema_extra={"pattern": ATTACK_NAME})]
 
 
@@ -252,11 +251,15 @@ class Recipe(Section):
     pipeline: PipelineSection = PipelineSection()
 
     @model_validator(mode="after")
-    def _attack_makes_sense(self) -> "Recipe":
+    def _parts_fit(self) -> "Recipe":
         if self.attack.step_size > 2 * self.attack.eps:
             raise ValueError(
                 f"attack.step_size (={self.attack.step_size:g}) must be at most 2 * attack.eps "
                 f"(={2 * self.attack.eps:g}): a longer step always leaves the ball"
+            )
+        if isinstance(self.method, FloatMethod) and self.data.batch_size % 2:
+            raise ValueError(
+                f"data.batch_size (={self.data.batch_size}) must be even for float: half is clean, half attacked"
             )
         return self
 

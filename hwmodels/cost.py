@@ -93,6 +93,7 @@ class CostReport:
     def notes(self) -> list[str]:
         """What a reader must know to use the figures."""
         notes = [f"{EQUATIONS.get(self.method, 'eq. 7')} of paper 5, one image, reads and multiplications in sequence"]
+        notes.append("params are weights and biases of convolutions and linear layers; batch norms are not counted")
         if self.method == "float":
             notes.append("no read is charged for the noise tensor, as printed in the paper")
         if self.method in EQUATIONS:

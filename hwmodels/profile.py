@@ -93,7 +93,7 @@ def load_profile(name: str | os.PathLike[str]) -> Profile:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"profile {file} cannot be read: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: impossible dates, and what is no UTF-8
         raise ProfileError(f"profile {file} is no valid YAML") from None
     return _from_document(document, file)
 
@@ -128,7 +128,7 @@ def _number(key: str, value: Any) -> Any:
     """Read a number; counts must be whole, so that 4.0 is 4 and 4.5 is refused."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ProfileError(f"{key} (={value}) must be a number ({UNITS[key]})")

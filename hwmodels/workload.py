@@ -19,7 +19,7 @@ from hwmodels.errors import WorkloadError
 
 MAX_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
 MAX_NODES = 200_000
-SHORTCUT_SEARCH = 512  # nodes between a fork and its Add that are looked at
+SEARCH = 512  # tensors looked at between a fork and its Add, or between a computed weight and the stored one
 SMALL_TENSOR = 64  # initializers up to this many elements may be shapes, and keep their values
 
 # Work on activations that the delay model leaves out by design; everything else unpriced makes a report incomplete.
@@ -118,6 +118,7 @@ def read_workload(file: str | os.PathLike[str]) -> Workload:
     """
     path = Path(file)
     model = _parse(path)
+    _check_order(path, model.graph)
     initializers = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     shapes = _infer_shapes(path, model)
     producers = {name: node for node in model.graph.node for name in node.output if name}
@@ -168,6 +169,17 @@ def _parse(path: Path) -> onnx.ModelProto:
     if len(model.graph.node) > MAX_NODES:
         raise WorkloadError(f"{path} has {len(model.graph.node)} nodes; at most {MAX_NODES}")
     return model
+
+
+def _check_order(path: Path, graph: onnx.GraphProto) -> None:
+    """Refuse a graph whose nodes are out of order, cycles included: nothing here could walk it to an end."""
+    made = {name for node in graph.node for name in node.output if name}
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        early = [name for name in node.input if name in made and name not in known]
+        if early:
+            raise WorkloadError(f"{path}: node {node.name or node.op_type} reads {early[0]} before it is made")
+        known.update(node.output)
 
 
 def _infer_shapes(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -287,7 +299,7 @@ class _LayerReader:
         if tensor in self.initializers:
             return tensor
         shape, queue, seen = self.shapes.get(tensor), [tensor], {tensor}
-        while queue:
+        while queue and len(seen) < SEARCH:
             node = self.producers.get(queue.pop(0))
             for name in node.input if node else ():
                 if name in self.initializers and self.initializers[name] == shape:
@@ -326,7 +338,7 @@ def _last_convolution(tensor: str, producers: dict[str, onnx.NodeProto]) -> onnx
 def _made_from(tensor: str, source: str, producers: dict[str, onnx.NodeProto], apart_from: str) -> bool:
     """Whether `source` is a near ancestor of `tensor` on a path that avoids `apart_from`; weights are left aside."""
     queue, seen = [tensor], {tensor, apart_from}
-    while queue and len(seen) < SHORTCUT_SEARCH:
+    while queue and len(seen) < SEARCH:
         node = producers.get(queue.pop(0))
         if node is None:
             continue

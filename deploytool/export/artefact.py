@@ -51,7 +51,7 @@ def export(
         ParityError: some logit is off by more than 1e-3; nothing is left behind.
         InputError: conditioning or threshold do not fit the method.
     """
-    recipe, info = run.recipe, dataset_info(run.recipe.data)
+    recipe, info = run.recipe, run.checkpoint.data
     try:
         images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
     except DataError:

@@ -3,6 +3,7 @@
 No torch here: training, export and the edge read the same two formulas.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,12 +20,17 @@ def check_lambda(lam: float, name: str = "lambda") -> float:
         InputError: it is no number, NaN, or outside [0, 1].
     """
     try:
-        value = float(lam)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} (={lam!r}) must be a number in [0, 1]") from None
+        value = float("nan") if isinstance(lam, bool) else float(lam)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} (={str(lam)[:40]}) must be a number in [0, 1]") from None
     if not 0 <= value <= 1:  # also false for NaN
         raise InputError(f"{name} (={value:g}) must be in [0, 1]; 0 is for clean images, 1 for attacked ones")
     return value
+
+
+def as_single(value: float) -> float:
+    """Round to float32, as the graph's input `lambda` is: 0.5 + 1e-9 is not above a threshold of 0.5, anywhere."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
 def check_threshold_value(threshold: float) -> float:
@@ -79,14 +85,15 @@ class Setting:
         eq. 4; at t = 0.5 it is eq. 6; other thresholds are our straight generalisation. Interpolation has no
         switch at which the noise would have to start again, so there the factor is lambda itself.
         """
-        t = self.lambda_threshold
+        lam, t = as_single(self.lam), as_single(self.lambda_threshold)
         if self.noise == "none":
             return 0.0
         if self.conditioning == "interpolate" or t == 0:
-            return self.lam
-        return self.lam / t if self.lam <= t else (self.lam - t) / (1 - t)
+            return lam
+        return lam / t if lam <= t else (lam - t) / (1 - t)
 
     @property
     def norm_mix(self) -> float:
         """The share of BN_A in the batch norms: 0 is BN_C, 1 is BN_A; in between only with `interpolate`."""
-        return self.lam if self.conditioning == "interpolate" else float(self.lam > self.lambda_threshold)
+        lam = as_single(self.lam)
+        return lam if self.conditioning == "interpolate" else float(lam > as_single(self.lambda_threshold))

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deploytool.errors import ArtefactError
 
 MAX_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
 MAX_CLASSES = 1_000_000
+MAX_IMAGE_VALUES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,11 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         raise ArtefactError(f"{path} has no input `image` and output `logits`; export it again with deploytool export")
     dims = inputs["image"].type.tensor_type.shape.dim
     shape = tuple(dim.dim_value for dim in dims[1:])
-    if len(shape) != 3 or not all(0 < size <= 65536 for size in shape):
-        raise ArtefactError(f"{path}: input `image` must be (N, C, H, W) with fixed C, H, W; got {shape}")
+    if len(shape) != 3 or not all(size > 0 for size in shape) or prod(shape) > MAX_IMAGE_VALUES:
+        raise ArtefactError(
+            f"{path}: input `image` must be (N, C, H, W) with fixed C, H, W, at most {MAX_IMAGE_VALUES} values; "
+            f"got {shape}"
+        )
     try:
         classes = tuple(str(name) for name in _json(properties["classes"], list))
         mode = _json(properties["preprocessing"], dict)["mode"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import onnx
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.runtime.artefact import read_onnx
+from deploytool.runtime.artefact import MAX_IMAGE_VALUES, read_onnx
 from deploytool.runtime.session import Session, open_session, run_session
 from deploytool.runtime.threads import check_threads
 
 PROBE_TIMEOUT_S = 300
+MAX_BATCH_VALUES = 1 << 30
 MIN_RUNS, MAX_RUNS, WARM_UP = 30, 20_000, 5
 
 Inference = Callable[[], object]
@@ -106,14 +108,19 @@ def _image_shape(path: Path, value: onnx.ValueInfoProto, batch: int) -> tuple[in
     if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT or len(dims) != 4:
         raise ArtefactError(f"{path}: input {value.name} is no float32 image (N, C, H, W)")
     sizes = [dim.dim_value for dim in dims]
-    if not all(0 < size <= 65536 for size in sizes[1:]):
+    if not all(size > 0 for size in sizes[1:]):
         raise ArtefactError(f"{path}: input {value.name} has free C, H or W; fix them when exporting")
+    if prod(sizes[1:]) > MAX_IMAGE_VALUES:
+        raise ArtefactError(f"{path}: an image has {prod(sizes[1:])} values; at most {MAX_IMAGE_VALUES}")
     if sizes[0] not in (0, batch):
         raise InputError(f"batch (={batch}) does not fit {path}: its input {value.name} has batch {sizes[0]}")
     return (batch, *sizes[1:])
 
 
 def _images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    if prod(shape) > MAX_BATCH_VALUES:
+        each = prod(shape[1:])
+        raise InputError(f"batch (={shape[0]}) of {each} values each is too much; at most {MAX_BATCH_VALUES} in all")
     return np.random.default_rng(0).random(shape, np.float32)
 
 

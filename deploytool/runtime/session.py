@@ -3,6 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import onnxruntime
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.models.setting import check_lambda
+from deploytool.models.setting import as_single, check_lambda
 from deploytool.runtime.artefact import Artefact, read_artefact
 from deploytool.runtime.partial import check_threshold, specialized_model
 from deploytool.runtime.threads import check_threads
@@ -56,7 +57,7 @@ class Session:
         self.metadata = self._artefact.metadata
         self._threshold = None if lambda_threshold is None else check_threshold(self._artefact, lambda_threshold)
         self._keep = keep
-        self._plain: OrderedDict[float | None, onnxruntime.InferenceSession] = OrderedDict()
+        self._plain: OrderedDict[float | None, Future[onnxruntime.InferenceSession]] = OrderedDict()
         self._generic: onnxruntime.InferenceSession | None = None
         self._lock = threading.Lock()
         if not self.metadata.conditional:
@@ -118,15 +119,25 @@ class Session:
         return check_lambda(lam)
 
     def _network(self, lam: float | None) -> onnxruntime.InferenceSession:
+        """The network of a lambda; threads that want another one do not wait while it is made."""
+        key = None if lam is None else as_single(lam)
         with self._lock:
-            network = self._plain.get(lam)
-            if network is None:
-                model = self._artefact.model if lam is None else specialized_model(self._artefact, lam, self._threshold)
-                network = self._plain[lam] = self._open(model)
+            made = self._plain.get(key)
+            first = made is None
+            if made is None:
+                made = self._plain[key] = Future()
                 while len(self._plain) > self._keep:
                     self._plain.popitem(last=False)
-            self._plain.move_to_end(lam)
-            return network
+            self._plain.move_to_end(key)
+        if first:
+            try:
+                model = self._artefact.model if lam is None else specialized_model(self._artefact, lam, self._threshold)
+                made.set_result(self._open(model))
+            except BaseException as error:
+                with self._lock:
+                    self._plain.pop(key, None)
+                made.set_exception(error)
+        return made.result()
 
     def _with_threshold(self) -> onnx.ModelProto:
         if self._threshold is None:
@@ -143,6 +154,8 @@ class Session:
         expected = len(feed["image"]), len(self.metadata.classes)
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.shape != expected:
             raise ArtefactError(f"{self._artefact.path}: `logits` are not {expected} float32; export it again")
+        if not np.isfinite(logits).all():
+            raise ArtefactError(f"{self._artefact.path}: its logits are NaN or infinite; its weights are damaged")
         return logits
 
     def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from deploytool.atomic import atomic_path
-from deploytool.errors import InputError
+from deploytool.errors import ArtefactError, InputError
 from deploytool.models.setting import check_lambda
 from deploytool.runtime.artefact import Artefact, read_artefact, read_metadata
 from deploytool.runtime.partial import specialized_model
 from deploytool.runtime.session import Session
+
+TOLERANCE = 1e-3
 
 
 def specialize(
@@ -33,7 +35,8 @@ def specialize(
         the generic graph.
 
     Raises:
-        ArtefactError: the file is no model of deploytool. InputError: lambda, or the file takes none.
+        ArtefactError: the file is no model of deploytool, or the result does not answer as it does.
+        InputError: lambda is out of range, or the file takes none.
     """
     artefact = read_artefact(file)
     model = specialized_model(artefact, lam, lambda_threshold)
@@ -42,6 +45,11 @@ def specialize(
         raise InputError(f"{path} is the file to specialise; name another one with -o")
     specialized = Artefact(path, model, read_metadata(path, model))
     error = _error_against(artefact, specialized, check_lambda(lam), lambda_threshold)
+    if not error <= TOLERANCE:
+        raise ArtefactError(
+            f"{path} was not written: its logits differ from those of {artefact.path} by {error:.2e}, allowed "
+            f"{TOLERANCE:.0e}; please report this with the file"
+        )
     with atomic_path(path) as aside:
         aside.write_bytes(model.SerializeToString())
     return {"file": str(path), "size_mb": round(path.stat().st_size / 1e6, 6), "max_abs_error": error}

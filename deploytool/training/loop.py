@@ -12,8 +12,8 @@ from torch import nn
 from deploytool.atomic import write_json
 from deploytool.data.batches import batches_per_epoch, training_batches
 from deploytool.data.datasets import load_dataset
-from deploytool.errors import RunError
-from deploytool.evaluation import evaluate_model
+from deploytool.errors import CheckpointError, RunError
+from deploytool.evaluation import deployed, evaluate_model
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_setting
 from deploytool.progress import progress_bar
@@ -26,6 +26,7 @@ from deploytool.training.run import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    tensor_problems,
 )
 from deploytool.training.sparsity import move_masks
 
@@ -34,7 +35,8 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
     """Train a recipe into a run folder; a checkpoint is written after each epoch.
 
     Everything random in epoch e comes from generators seeded by (recipe.seed, e), so a resumed run walks the very
-    steps of an uninterrupted one: on one machine with one thread count the weights are the same bits.
+    steps of an uninterrupted one: on the CPU of one machine the weights are the same bits. That holds for one number
+    of threads, so a resumed run takes that of its checkpoint.
 
     Args:
         recipe: what to train.
@@ -63,11 +65,13 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
 
     epochs, steps = recipe.optimizer.epochs, batches_per_epoch(len(data.train), recipe.data.batch_size)
     with (
+        torch.random.fork_rng(),
         progress_bar("training", epochs * steps, len(history) * steps) as bar,
         closing(scalar_log(run, history)) as log,
     ):
         for epoch in range(len(history), epochs):
             order, draws = epoch_generators(recipe.seed, epoch, place)
+            torch.manual_seed(draws.initial_seed())  # dropout takes torch's own generator
             model.train()
             totals = Totals()
             batches = training_batches(data.train, recipe.data, order, place)
@@ -86,13 +90,15 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
             if not math.isfinite(metrics["loss"]):
                 raise RunError(
                     f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower optimizer.lr "
-                    f"(={recipe.optimizer.lr:g}); the last good checkpoint in {run} is kept"
+                    f"(={recipe.optimizer.lr:g}), or start afresh in another folder with -o"
                 )
-            momentum = dict(momentum_buffers(model, optimizer))
+            momentum = momentum_buffers(model, optimizer)
             if model.masks and recipe.sparsity is not None:
                 metrics |= move_masks(model, momentum, recipe.sparsity, last=epoch + 1 == epochs)
             history.append(metrics)
-            save_checkpoint(run, recipe, Checkpoint(epoch + 1, model.state_dict(), momentum, history))
+            state = model.state_dict()
+            done = Checkpoint(epoch + 1, state, momentum, history, data.info, torch.get_num_threads(), recipe.digest())
+            save_checkpoint(run, done)
             log_scalars(log, metrics)
 
     write_json(run / "metrics.json", history)
@@ -102,7 +108,7 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
         data.test,
         recipe,
         [f"pgd-{recipe.attack.steps}"],
-        [recipe_setting(recipe, lam) for lam in (0.0, 1.0)],
+        [deployed(recipe_setting(recipe, lam)) for lam in (0.0, 1.0)],
     )
     return {
         "run": str(run),
@@ -139,22 +145,30 @@ def epoch_generators(seed: int, epoch: int, device: torch.device) -> tuple[torch
     return torch.Generator().manual_seed(base), torch.Generator(device).manual_seed(base + 1)
 
 
-def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> list[tuple[str, torch.Tensor]]:
-    """The optimizer's momentum buffers by parameter name; parameters without one are left out."""
-    return [
-        (name, optimizer.state[parameter]["momentum_buffer"])
-        for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    ]
+def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, torch.Tensor]:
+    """The optimizer's momentum by parameter name; zeros, which mean the same, where no gradient ever came."""
+    buffers = {}
+    for name, parameter in model.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        buffers[name] = torch.zeros_like(parameter) if buffer is None else buffer
+    return buffers
 
 
 def restore(run: Path, model: ConditionalModel, optimizer: torch.optim.SGD) -> list[dict[str, Any]]:
-    """Load the run's checkpoint into model and optimizer; return the history of the epochs done."""
+    """Load the run's checkpoint into model, optimizer and torch's thread count; return the history so far.
+
+    Raises:
+        CheckpointError: weights or momentum do not fit the model.
+    """
     checkpoint = load_checkpoint(run)
     load_weights(model, checkpoint.model, str(checkpoint_path(run)))
-    for name, parameter in model.named_parameters():
-        if name in checkpoint.momentum:
-            optimizer.state[parameter]["momentum_buffer"] = checkpoint.momentum[name].to(parameter.device)
+    parameters = dict(model.named_parameters())
+    problems = tensor_problems(parameters, checkpoint.momentum)
+    if problems:
+        raise CheckpointError(f"{checkpoint_path(run)}: its momentum does not fit the model: {'; '.join(problems)}")
+    for name, parameter in parameters.items():
+        optimizer.state[parameter]["momentum_buffer"] = checkpoint.momentum[name].to(parameter.device)
+    torch.set_num_threads(max(1, min(checkpoint.threads, 1024)))
     return list(checkpoint.history)
 
 
@@ -182,33 +196,31 @@ class Totals:
     """Running means of an epoch; they stay on the device until somebody reads them."""
 
     def __init__(self) -> None:
-        self.losses: list[torch.Tensor] = []
-        self.tallies: dict[str, list[Tally]] = {"clean": [], "robust": []}
+        self.steps = 0
+        self.loss: torch.Tensor | float = 0.0
+        self.correct: dict[str, torch.Tensor | int] = {}
+        self.count: dict[str, int] = {}
+        self.last_note = ""
 
     def add(self, loss: torch.Tensor, clean: Tally | None, robust: Tally | None) -> None:
         """Take one step's numbers."""
-        self.losses.append(loss)
+        self.steps += 1
+        self.loss = self.loss + loss.double()
         for name, tally in (("clean", clean), ("robust", robust)):
             if tally is not None:
-                self.tallies[name].append(tally)
+                self.correct[name] = self.correct.get(name, 0) + tally.correct
+                self.count[name] = self.count.get(name, 0) + tally.count
 
     def means(self) -> dict[str, float]:
         """Mean loss; clean and robust training accuracy in [0, 1] where there were such images."""
-        means = {"loss": float(torch.stack(self.losses).mean())}
-        for name, tallies in self.tallies.items():
-            if tallies:
-                correct = int(torch.stack([tally.correct for tally in tallies]).sum())
-                means[f"train_{name}_accuracy"] = correct / sum(tally.count for tally in tallies)
-        return means
+        accuracies = {f"train_{name}_accuracy": int(self.correct[name]) / self.count[name] for name in self.count}
+        return {"loss": float(self.loss) / self.steps, **accuracies}
 
     def note(self) -> str:
         """The means as one short line for the progress bar, from every tenth step to keep the device busy."""
-        if len(self.losses) % 10 != 1:
-            return self._last_note
-        self._last_note = "  ".join(
-            f"{name.removeprefix('train_').removesuffix('_accuracy')} {value:.3f}"
-            for name, value in self.means().items()
-        )
-        return self._last_note
-
-    _last_note = ""
+        if self.steps % 10 == 1:
+            self.last_note = "  ".join(
+                f"{name.removeprefix('train_').removesuffix('_accuracy')} {value:.3f}"
+                for name, value in self.means().items()
+            )
+        return self.last_note

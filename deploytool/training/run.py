@@ -8,7 +8,8 @@ RUN/tensorboard/              scalars per epoch
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deploytool.atomic import atomic_path, remove_leftovers, write_text
-from deploytool.data.datasets import dataset_info
-from deploytool.errors import CheckpointError, RunError
+from deploytool.data.catalogue import DatasetInfo
+from deploytool.errors import CheckpointError, DataError, RunError
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model
 from deploytool.recipe import Recipe, load_recipe
@@ -36,12 +37,18 @@ class Checkpoint:
         model: state dict of the model.
         momentum: SGD's momentum buffers by parameter name; empty before the first step.
         history: one dictionary of metrics per epoch done.
+        data: the data set's description, so that a run is complete without its images.
+        threads: torch's threads; another number sums in another order.
+        recipe: digest of the recipe that was trained.
     """
 
     epochs: int
     model: dict[str, Tensor]
     momentum: dict[str, Tensor]
     history: list[dict[str, Any]]
+    data: DatasetInfo
+    threads: int
+    recipe: str
 
 
 def checkpoint_path(run: Path) -> Path:
@@ -52,13 +59,13 @@ def checkpoint_path(run: Path) -> Path:
 def create_run(run: Path, recipe: Recipe, resume: bool) -> None:
     """Make the folder and write the recipe; with `resume`, check that the folder's recipe is this one.
 
+    A folder whose training never reached a checkpoint holds nothing to lose: its recipe is replaced.
+
     Raises:
-        RunError: the folder holds a run already, or (with `resume`) one of another recipe.
+        RunError: the folder holds a trained run already, or (with `resume`) one of another recipe, or other files.
     """
-    if run.is_dir():
-        remove_leftovers(run)
     file = run / "recipe.yaml"
-    if file.exists():
+    if checkpoint_path(run).exists() and file.exists():
         if not resume:
             raise RunError(f"{run} already holds a run; continue it with --resume, or name another folder with -o")
         differing = _differences(load_recipe(file), recipe)
@@ -66,25 +73,36 @@ def create_run(run: Path, recipe: Recipe, resume: bool) -> None:
             raise RunError(
                 f"{run} was started with another recipe ({'; '.join(differing)}); name another folder with -o"
             )
-        return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and not file.exists() and (not run.is_dir() or any(run.iterdir())):
         raise RunError(f"{run} exists and is no run of deploytool; name another folder with -o")
     run.mkdir(parents=True, exist_ok=True)
-    write_text(file, recipe.to_yaml())
+    remove_leftovers(run)
+    if not checkpoint_path(run).exists():
+        write_text(file, recipe.to_yaml())
 
 
-def save_checkpoint(run: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint atomically; safetensors, no pickle."""
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint atomically; safetensors, no pickle.
+
+    Raises:
+        RunError: it cannot be written; an older one is kept.
+    """
     tensors = {MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
     tensors |= {MOMENTUM + name: tensor.cpu().contiguous() for name, tensor in checkpoint.momentum.items()}
     metadata = {
         "format": "deploytool-checkpoint-1",
-        "recipe": recipe.digest(),
+        "recipe": checkpoint.recipe,
         "epochs": str(checkpoint.epochs),
         "history": json.dumps(checkpoint.history),
+        "data": json.dumps(asdict(checkpoint.data)),
+        "threads": str(checkpoint.threads),
     }
-    with atomic_path(checkpoint_path(run)) as aside:
-        save_file(tensors, aside, metadata)
+    try:
+        with atomic_path(checkpoint_path(run)) as aside:
+            save_file(tensors, aside, metadata)
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RunError(f"{checkpoint_path(run)} cannot be written ({reason}); make room and use --resume") from None
 
 
 def load_checkpoint(run: Path) -> Checkpoint:
@@ -103,9 +121,10 @@ def load_checkpoint(run: Path) -> Checkpoint:
         if metadata.get("format") != "deploytool-checkpoint-1":
             raise CheckpointError(f"{path} is no checkpoint of deploytool; train again, or copy the file anew")
         epochs, history = int(metadata["epochs"]), json.loads(metadata["history"])
-        if not isinstance(history, list) or [type(entry) for entry in history] != [dict] * epochs:
+        if not isinstance(history, list) or len(history) != epochs or not all(isinstance(e, dict) for e in history):
             raise ValueError(f"its history does not fit its {epochs} epochs")
-    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        data, threads = _read_info(json.loads(metadata["data"])), int(metadata["threads"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, DataError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path} is damaged ({reason}); copy it anew, or train again") from None
     return Checkpoint(
@@ -113,26 +132,45 @@ def load_checkpoint(run: Path) -> Checkpoint:
         {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)},
         {name.removeprefix(MOMENTUM): tensor for name, tensor in tensors.items() if name.startswith(MOMENTUM)},
         history,
+        data,
+        threads,
+        metadata.get("recipe", ""),
     )
 
 
+def _read_info(document: dict[str, Any]) -> DatasetInfo:
+    lists = {key: tuple(document[key]) for key in ("shape", "classes", "mean", "std")}
+    return DatasetInfo(str(document["name"]), **lists)
+
+
 def load_weights(model: ConditionalModel, tensors: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly: every missing, extra or misshapen tensor is named.
+    """Load a state dict strictly: every missing, extra, misshapen or impossible tensor is named.
 
     Raises:
         CheckpointError: the tensors are not exactly the model's.
     """
-    expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
-    for name, tensor in tensors.items():
-        if name in expected and tensor.shape != expected[name].shape:
-            problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            problems.append(f"{name} holds NaN or infinity")
+    problems = tensor_problems(model.state_dict(), tensors)
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(tensors)
+
+
+def tensor_problems(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from being those that are expected, one phrase each."""
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            continue
+        if tensor.shape != expected[name].shape:
+            problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+        elif tensor.dtype != expected[name].dtype:
+            problems.append(f"{name} is {tensor.dtype}, expected {expected[name].dtype}")
+        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            problems.append(f"{name} holds NaN or infinity")
+        elif name.endswith("running_var") and (tensor < 0).any():
+            problems.append(f"{name} is negative")
+    return problems
 
 
 @dataclass(frozen=True)
@@ -156,7 +194,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise RunError(f"{run} is no run of deploytool (no recipe.yaml); make one: deploytool train RECIPE -o {run}")
     recipe = load_recipe(run / "recipe.yaml")
     checkpoint = load_checkpoint(run)
-    model = build_model(recipe, dataset_info(recipe.data))
+    if checkpoint.recipe != recipe.digest():
+        raise CheckpointError(f"{run}: its checkpoint is of another recipe than its recipe.yaml; train it again")
+    model = build_model(recipe, checkpoint.data)
     load_weights(model, checkpoint.model, str(checkpoint_path(run)))
     return Run(run, recipe, model.eval(), checkpoint)
 

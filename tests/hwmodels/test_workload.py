@@ -197,3 +197,14 @@ def test_damaged_files_end_in_one_clear_error(plain_file: Path, tmp_path: Path, 
         read_workload(file)
     except WorkloadError as error:
         assert "\n" not in str(error)
+
+
+def test_a_graph_that_runs_in_circles_is_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Identity", ["b"], ["a"]),
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Add", ["a", "r"], ["y"]),
+    ]
+    with pytest.raises(WorkloadError, match="before it is made"):
+        read_workload(save(tmp_path, nodes, {}, [1, 3, 4, 4]))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,13 @@ def test_switch_follows_equations_4_and_6(lam: float, threshold: float, scale: f
 @given(lam=UNIT, threshold=st.sampled_from([0.0, 0.5]))
 def test_interpolate_follows_lambda_alone(lam: float, threshold: float) -> None:
     setting = Setting(lam, threshold, "interpolate")
-    assert setting.noise_scale == lam and setting.norm_mix == lam
+    assert setting.noise_scale == setting.norm_mix == np.float32(lam)
+
+
+@pytest.mark.parametrize(("lam", "threshold", "above"), [(1e-50, 0.0, 0), (1e-30, 0.0, 1), (0.5 + 1e-9, 0.5, 0)])
+def test_lambda_is_compared_as_the_graph_compares_it(lam: float, threshold: float, above: int) -> None:
+    """In float32: what rounds to the threshold is not above it."""
+    assert Setting(lam, threshold).norm_mix == above == int(np.float32(lam) > np.float32(threshold))
 
 
 @given(lam=UNIT, threshold=st.floats(0, 0.99), conditioning=st.sampled_from(["switch", "interpolate"]))
@@ -48,7 +55,7 @@ def test_no_noise_means_scale_zero(lam: float) -> None:
     assert Setting(lam, noise="none").noise_scale == 0
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf, "much", None, [0.5]])
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf, "much", None, [0.5], True, 10**400])
 def test_lambda_outside_the_unit_interval_is_refused(value: object) -> None:
     with pytest.raises(InputError, match="lambda .*in \\[0, 1\\]"):
         check_lambda(value)

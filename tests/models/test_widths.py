@@ -55,9 +55,7 @@ def test_weights_are_leading_blocks_of_the_conditioned_ones() -> None:
 def test_every_width_and_condition_has_its_own_statistics() -> None:
     model = slimmable().train()
     settings = [Setting(lam, width=width) for width in (0.25, 0.5, 1.0) for lam in (0.0, 1.0)]
-    norms = [
-        (model.adversarial_set if setting.lam else model.norm_set)(setting.width)["bn1"] for setting in settings
-    ]
+    norms = [(model.adversarial_set if setting.lam else model.norm_set)(setting.width)["bn1"] for setting in settings]
     assert len({id(norm) for norm in norms}) == 6
     for index, setting in enumerate(settings):
         before = [int(norm.num_batches_tracked) for norm in norms]

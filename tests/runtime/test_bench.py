@@ -143,7 +143,7 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         bench(third_party(tmp_path / "other.onnx", [2, 3, 4, 4]), batch=3, **QUICK)
 
 
-@pytest.mark.parametrize("shape", [["N", 3, "H", "W"], ["N", "C", 4, 4], [1, 3, 4, "W"], ["N", 3, 2**20, 4]])
+@pytest.mark.parametrize("shape", [["N", 3, "H", "W"], ["N", "C", 4, 4], [1, 3, 4, "W"], ["N", 0, 4, 4]])
 def test_free_sizes_are_refused(shape: list[int | str], tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="free C, H or W"):
         bench(third_party(tmp_path / "other.onnx", shape), **QUICK)
@@ -233,3 +233,26 @@ def test_a_probe_that_fails_or_hangs_is_an_artefact_error(
     monkeypatch.setattr(bench_module, "PROBE_TIMEOUT_S", 0.01)
     with pytest.raises(ArtefactError, match="more than"):
         bench_module._peak_rss_mb(trained_file, 1, 1, 0.3, False)
+
+
+def test_images_too_large_to_hold_are_refused(plain_file: Path, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 60_000, 60_000, 60_000])],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "huge.onnx")
+    with pytest.raises(ArtefactError, match="at most"):
+        bench(tmp_path / "huge.onnx", seconds=0.05)
+    with pytest.raises(InputError, match="at most"):
+        bench(plain_file, batch=2**26, seconds=0.05)
+
+
+def test_a_module_beside_the_model_is_never_run(plain_file: Path, tmp_path: Path, monkeypatch) -> None:
+    """The memory probe is a Python of its own; the current folder must not be on its module path."""
+    for name in ("json", "resource", "onnx", "deploytool"):
+        (tmp_path / f"{name}.py").write_text("open('owned', 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    assert bench(plain_file, seconds=0.05, threads=1)["peak_rss_mb"] > 0
+    assert not (tmp_path / "owned").exists()

@@ -121,7 +121,7 @@ def test_killed_again_and_again_at_any_moment(tmp_path: Path) -> None:
     file.write_text(whole.to_yaml())
     command = [sys.executable, "-m", "deploytool", "train", str(file), "-o", str(run), "--resume", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         before = epochs_done(run)
         deadline = time.monotonic() + 60
@@ -156,9 +156,46 @@ def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
         train(recipe("standard", epochs=1, optimizer={"epochs": 1, "lr": 0.2}), tmp_path / "run", resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    (tmp_path / "other" / ".thesis.1.tmp").write_text("an editor's")
     with pytest.raises(RunError, match="no run of deploytool"):
         train(small, tmp_path / "other")
     assert (tmp_path / "other" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "other" / ".thesis.1.tmp").exists()
+
+
+def test_a_first_attempt_that_failed_does_not_block_the_folder(tmp_path: Path) -> None:
+    """A recipe without any checkpoint is nothing to lose: the mended recipe takes its place."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("deploytool.training.loop.training_step", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        train(recipe("standard", epochs=1), run)
+    assert (run / "recipe.yaml").exists()
+    train(recipe("standard", epochs=1, seed=7), run)
+    assert load_run(run).recipe.seed == 7
+
+
+def test_the_result_is_that_of_the_network_that_is_deployed(tmp_path: Path) -> None:
+    """With redrawn noise too: the same figures as `evaluate`, and the same again."""
+    from deploytool.evaluation import evaluate, evaluation_settings
+
+    small = recipe("float", epochs=1)
+    first = train(small, tmp_path / "run")
+    again = train(small, tmp_path / "run", resume=True)
+    run = load_run(tmp_path / "run")
+    rows = evaluate(run, ["pgd-1"], evaluation_settings(small, [0.0, 1.0], [0.0]))
+    assert first["robust_accuracy"] == again["robust_accuracy"] == rows[1]["robust_accuracy"]
+    assert first["clean_accuracy"] == again["clean_accuracy"] == rows[0]["clean_accuracy"]
+
+
+def test_a_resumed_run_takes_the_threads_of_its_checkpoint(tmp_path: Path) -> None:
+    small = recipe("standard", epochs=1)
+    train(small, tmp_path / "run")
+    torch.set_num_threads(2)
+    try:
+        train(small, tmp_path / "run", resume=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_loss_that_explodes_keeps_the_last_checkpoint(tmp_path: Path) -> None:
@@ -196,3 +233,16 @@ def test_weight_decay_spares_norms_and_alphas(trained_run) -> None:
     for name, parameter in trained_run.model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.dim() > 1), name
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_dropout_repeats_and_resumes_too(tmp_path: Path) -> None:
+    """VGG-16 drops activations by torch's own generator, which must not carry over from anything before."""
+    small = recipe("standard", epochs=2, model={"arch": "vgg16", "widths": [1.0]}, data={"batch_size": 400})
+    train(small, tmp_path / "whole")
+    torch.rand(17)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("deploytool.training.loop.log_scalars", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        train(small, tmp_path / "stopped")
+    assert load_checkpoint(tmp_path / "stopped").epochs == 1
+    train(small, tmp_path / "stopped", resume=True)
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")

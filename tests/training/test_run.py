@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and whatever is damaged or strange is refused by name."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deploytool.errors import CheckpointError, DeploytoolError, RunError
-from deploytool.training.run import Checkpoint, load_checkpoint, load_run, save_checkpoint
+from deploytool.export.artefact import export
+from deploytool.recipe import make_recipe
+from deploytool.training.loop import train
+from deploytool.training.run import load_checkpoint, load_run, save_checkpoint
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def rewrite(run: Path, change, **metadata: str) -> None:
 
 
 def test_everything_comes_back(trained_run, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, trained_run.recipe, trained_run.checkpoint)
+    save_checkpoint(tmp_path, trained_run.checkpoint)
     loaded = load_checkpoint(tmp_path)
     assert (loaded.epochs, loaded.history) == (2, trained_run.checkpoint.history)
     for saved, back in (
@@ -54,6 +58,8 @@ def test_wrong_tensors_are_all_named(run: Path) -> None:
         tensors["model.surprise"] = torch.zeros(1)
         tensors["model.backbone.conv1.weight"] = torch.zeros(1, 1, 3, 3)
         tensors["model.backbone.linear.bias"][0] = torch.nan
+        tensors["model.backbone.bn1.running_var"][0] = -1
+        tensors["model.backbone.bn1.bias"] = tensors["model.backbone.bn1.bias"].half()
 
     rewrite(run, change)
     with pytest.raises(CheckpointError) as caught:
@@ -63,6 +69,8 @@ def test_wrong_tensors_are_all_named(run: Path) -> None:
         "surprise is unexpected",
         "backbone.conv1.weight is (1, 1, 3, 3), expected (16, 1, 3, 3)",
         "backbone.linear.bias holds NaN",
+        "backbone.bn1.running_var is negative",
+        "backbone.bn1.bias is torch.float16, expected torch.float32",
     ):
         assert words in str(caught.value)
 
@@ -74,6 +82,49 @@ def test_other_formats_are_refused(run: Path) -> None:
     torch.save({"weights": torch.zeros(1)}, run / "checkpoint.safetensors")  # a pickle is never opened
     with pytest.raises(CheckpointError, match="damaged"):
         load_run(run)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(run: Path) -> None:
+    rewrite(run, lambda tensors: None, recipe="0123456789abcdef")
+    with pytest.raises(CheckpointError, match="another recipe"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors: tensors.pop("momentum.alpha"), "alpha is missing"),
+        (lambda tensors: tensors.update({"momentum.alpha": torch.zeros(3)}), r"alpha is \(3,\)"),
+    ],
+)
+def test_momentum_that_does_not_fit_stops_a_resumed_training(run: Path, trained_run, change, words: str) -> None:
+    """Going on without it would quietly give other weights."""
+    rewrite(run, change)
+    with pytest.raises(CheckpointError, match=words):
+        train(trained_run.recipe, run, resume=True)
+
+
+def test_a_run_is_complete_without_its_data_set(tmp_path: Path) -> None:
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 3
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    recipe = make_recipe(
+        {
+            "name": "mine",
+            "data": {"name": f"npz:{tmp_path / 'set.npz'}", "batch_size": 20},
+            "model": {"arch": "resnet8"},
+            "method": {"name": "standard"},
+            "optimizer": {"epochs": 1},
+        }
+    )
+    train(recipe, tmp_path / "run")
+    before = load_run(tmp_path / "run")
+    (tmp_path / "set.npz").unlink()
+    loaded = load_run(tmp_path / "run")
+    assert loaded.checkpoint.data == before.checkpoint.data and loaded.checkpoint.data.classes == ("0", "1", "2")
+    assert export(loaded, tmp_path / "m.onnx")["parity"]["max_abs_error"] <= 1e-3
 
 
 @pytest.mark.parametrize("history", ["{", "", "null", "[1, 2]", '[{"epoch": 1}]', "[" * 100_000])
@@ -109,6 +160,17 @@ def test_what_is_no_run_is_refused(tmp_path: Path, float_recipe) -> None:
         load_run(tmp_path)
 
 
+def test_a_full_disk_is_told_in_one_line(run: Path, trained_run, monkeypatch) -> None:
+    from safetensors import SafetensorError
+
+    def fails(tensors, path, metadata) -> None:
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr("deploytool.training.run.save_file", fails)
+    with pytest.raises(RunError, match=r"cannot be written \(I/O error"):
+        save_checkpoint(run, trained_run.checkpoint)
+
+
 def test_a_failed_save_keeps_the_old_checkpoint(run: Path, trained_run, monkeypatch) -> None:
     before = (run / "checkpoint.safetensors").read_bytes()
 
@@ -118,6 +180,6 @@ def test_a_failed_save_keeps_the_old_checkpoint(run: Path, trained_run, monkeypa
 
     monkeypatch.setattr("deploytool.training.run.save_file", fails)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(run, trained_run.recipe, Checkpoint(3, {}, {}, []))
+        save_checkpoint(run, dataclasses.replace(trained_run.checkpoint, epochs=3))
     assert (run / "checkpoint.safetensors").read_bytes() == before
     assert not list(run.glob(".*.tmp"))

@@ -16,9 +16,7 @@ from deploytool.training.loop import train
 from deploytool.training.run import load_run
 from deploytool.training.sparsity import clear_pruned, prune_and_regrow, settled
 
-SHAPES = st.lists(
-    st.tuples(st.integers(2, 12), st.integers(2, 12), st.sampled_from([1, 3])), min_size=2, max_size=6
-)
+SHAPES = st.lists(st.tuples(st.integers(2, 12), st.integers(2, 12), st.sampled_from([1, 3])), min_size=2, max_size=6)
 KINDS = st.sampled_from(["irregular", "channel"])
 
 
