@@ -85,6 +85,13 @@ def device_option(command: F) -> F:
     )(command)
 
 
+def threads_option(command: F) -> F:
+    """Add `--threads`."""
+    return click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. [what this machine allows]")(
+        command
+    )
+
+
 def emit(document: Any, as_json: bool, text: Callable[[], str]) -> None:
     """Print one JSON document or the text for people."""
     click.echo(json.dumps(document, indent=2, allow_nan=False) if as_json else printable(text()))
@@ -107,20 +114,28 @@ def cli() -> None:
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @set_option
 @device_option
+@threads_option
 @json_option
 def train(
-    recipe: Path, output: Path | None, resume: bool, overrides: tuple[str, ...], device: str, as_json: bool
+    recipe: Path,
+    output: Path | None,
+    resume: bool,
+    overrides: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Train RECIPE into a run folder."""
     from deploytool.extras import require_extra
 
     require_extra("train")
-    from deploytool.device import choose_device
+    from deploytool.device import choose_device, use_threads
     from deploytool.recipe import load_recipe
     from deploytool.report.tables import key_values
     from deploytool.training.loop import train as train_recipe
 
     loaded = load_recipe(recipe, overrides)
+    use_threads(threads)
     result = train_recipe(loaded, output or Path("runs") / loaded.name, resume, choose_device(device))
     emit(result, as_json, lambda: key_values(result))
 
@@ -134,6 +149,7 @@ def train(
 @click.option("--width", "widths", type=NumberList(), help="Widths of a slimmable model. [all it has]")
 @click.option("--images", type=click.IntRange(1), help="At most so many test images.")
 @device_option
+@threads_option
 @json_option
 def evaluate(
     run: Path,
@@ -144,19 +160,21 @@ def evaluate(
     widths: tuple[float, ...] | None,
     images: int | None,
     device: str,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Measure clean and robust accuracy of RUN over attacks, lambdas and thresholds."""
     from deploytool.extras import require_extra
 
     require_extra("train")
-    from deploytool.device import choose_device
+    from deploytool.device import choose_device, use_threads
     from deploytool.evaluation import evaluate as evaluate_run
     from deploytool.evaluation import evaluation_settings
     from deploytool.report.tables import accuracy_table
     from deploytool.training.run import load_run
 
     loaded = load_run(run)
+    use_threads(threads)
     settings = evaluation_settings(loaded.recipe, lambdas, thresholds, conditionings or None, widths)
     rows = evaluate_run(loaded, list(attacks) or None, settings, images, choose_device(device))
     emit({"rows": rows}, as_json, lambda: accuracy_table(rows))
@@ -221,7 +239,7 @@ def specialize(file: Path, lam: float, lambda_threshold: float | None, output: P
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--vs", type=click.Path(path_type=Path), help="Another ONNX file, measured interleaved.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of one inference; what this machine allows.")
+@threads_option
 @click.option("--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Images per inference.")
 @click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; 0 by default.")
 @click.option("--generic", is_flag=True, help="Run the graph as stored, lambda as an input.")
@@ -280,18 +298,27 @@ def predict(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
 @set_option
 @device_option
+@threads_option
 @json_option
-def pipeline(recipe: Path, output: Path | None, overrides: tuple[str, ...], device: str, as_json: bool) -> None:
+def pipeline(
+    recipe: Path,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Run all stages of RECIPE; a second call goes on at the first unfinished stage."""
     from deploytool.extras import require_extra
 
     require_extra("train")
-    from deploytool.device import choose_device
+    from deploytool.device import choose_device, use_threads
     from deploytool.pipeline import run_pipeline
     from deploytool.recipe import load_recipe
     from deploytool.report.summary import summary
 
     loaded = load_recipe(recipe, overrides)
+    use_threads(threads)
     result = run_pipeline(
         loaded,
         output or Path("runs") / loaded.name,

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploytool.atomic import write_json
+from PIL import Image
+
+from deploytool.atomic import atomic_path, write_json
 from deploytool.costing import cost_of
-from deploytool.data.datasets import dataset_info
+from deploytool.data.datasets import Images, dataset_info, load_dataset
 from deploytool.evaluation import evaluate
 from deploytool.export.artefact import export
 from deploytool.models.factory import build_model
@@ -127,7 +129,17 @@ def _cost(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
 def _report(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     from deploytool.report.summary import write_report
 
-    return write_report(recipe, run, earlier)
+    example = write_example(load_dataset(recipe.data).test, run / "example.png")
+    return {**write_report(recipe, run, earlier), "example": example}
+
+
+def write_example(test: Images, path: Path) -> str:
+    """Write the first test image as a PNG, something to try `predict` on; return its path."""
+    image, _ = test.batch(slice(0, 1))
+    pixels = (image[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    with atomic_path(path) as aside:
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(aside, format="PNG")
+    return str(path)
 
 
 Stage = Callable[[Recipe, Path, str, Result], Result]
@@ -169,5 +181,5 @@ def _finished(run: Path, recipe: Recipe, name: str) -> Result | None:
     if not isinstance(result, dict):
         return None
     needs = [checkpoint_path(run)] if name == "train" else []
-    needs += [Path(result[key]) for key in ("file", "markdown", "plot") if isinstance(result.get(key), str)]
+    needs += [Path(result[key]) for key in ("file", "markdown", "plot", "example") if isinstance(result.get(key), str)]
     return result if all(file.exists() for file in needs) else None

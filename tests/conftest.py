@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from deploytool.export.artefact import export, export_untrained
 from deploytool.recipe import Recipe, load_recipe
@@ -13,11 +14,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = ["model.arch=resnet8", "optimizer.epochs=2", "attack.steps=2"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_torch_thread() -> None:
-    """Small networks are no faster on two threads, and other tests run beside them."""
-    import torch
-
+    """Small networks gain little from more, and bits depend on the number; commands under test change it."""
     torch.set_num_threads(1)
 
 
@@ -29,6 +28,7 @@ def float_recipe() -> Recipe:
 @pytest.fixture(scope="session")
 def trained_run(float_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A FLOAT run, frozen noise, batch-norm statistics of both conditions trained apart."""
+    torch.set_num_threads(1)  # session fixtures come before those of a test
     folder = tmp_path_factory.mktemp("float") / "run"
     train(float_recipe, folder)
     return load_run(folder)

@@ -11,6 +11,7 @@ from deploytool.report.plots import tradeoff_figure
 from deploytool.report.tables import accuracy_table, alpha_table, comparison_table
 
 Result = dict[str, Any]
+REPORT_FILES = {"report": "markdown", "plot": "plot", "example": "example"}
 
 
 def summary(pipeline: Result) -> str:
@@ -88,7 +89,7 @@ def _cost(cost: Result, tablefmt: str) -> str:
 def _files(run: str, results: Result) -> list[tuple[str, str]]:
     files = [("run", run)]
     if "report" in results:
-        files += [("report", results["report"]["markdown"]), ("plot", results["report"]["plot"])]
+        files += [(name, results["report"][key]) for name, key in REPORT_FILES.items() if key in results["report"]]
     if "export" in results:
         files.append(("model.onnx", results["export"]["file"]))
     return files
