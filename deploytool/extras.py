@@ -14,5 +14,5 @@ def require_extra(extra: str) -> None:
     missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
     if missing:
         raise MissingExtraError(
-            f"this needs {', '.join(missing)}; install them with: pip install 'deploytool[{extra}]' (or '.[{extra}]' in a checkout)"
+            f"this needs {', '.join(missing)}; install them with: pip install 'deploytool[{extra}]'"
         )
