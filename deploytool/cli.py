@@ -187,6 +187,13 @@ def evaluate(
 @threshold_option
 @click.option("--conditioning", type=CONDITIONINGS, help="Instead of the recipe's.")
 @click.option("--width", type=float, default=1.0, show_default=True, help="Which width of a slimmable model.")
+@click.option(
+    "--round-channels",
+    type=click.Choice(["1", "8", "16"]),
+    default="1",
+    show_default=True,
+    help="Keep channels for whole blocks of so many, where channel masks let them go.",
+)
 @set_option
 @json_option
 def export(
@@ -196,6 +203,7 @@ def export(
     lambda_threshold: float | None,
     conditioning: Any,
     width: float,
+    round_channels: str,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -212,7 +220,12 @@ def export(
     from deploytool.report.tables import key_values
     from deploytool.training.run import load_run
 
-    options = {"conditioning": conditioning, "lambda_threshold": lambda_threshold, "width": width}
+    options = {
+        "conditioning": conditioning,
+        "lambda_threshold": lambda_threshold,
+        "width": width,
+        "round_channels": int(round_channels),
+    }
     if untrained:
         assert output is not None
         result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
@@ -326,6 +339,51 @@ def pipeline(
         announce=lambda line: click.echo(line, err=True),
     )
     emit(result, as_json, lambda: summary(result))
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder; runs/NAME-compare by default.")
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only these, as FLOAT or 'OAT slim'; repeat.")
+@click.option("--seeds", type=NumberList(), default="0", show_default=True, help="Train once for each.")
+@set_option
+@device_option
+@threads_option
+@json_option
+def compare(
+    recipe: Path,
+    output: Path | None,
+    methods: tuple[str, ...],
+    seeds: tuple[float, ...],
+    overrides: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train FLOAT, its compressed variants, OAT and PGD-AT on RECIPE's hyper-parameters, and tabulate them."""
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.comparison import compare as compare_methods
+    from deploytool.device import choose_device, use_threads
+    from deploytool.recipe import load_recipe
+    from deploytool.report.comparison import render, write_comparison
+
+    if any(seed != int(seed) or seed < 0 for seed in seeds):
+        raise click.UsageError("--seeds takes whole numbers from 0 up, as in 0,1,2")
+    loaded = load_recipe(recipe, overrides)
+    use_threads(threads)
+    run = output or Path("runs") / f"{loaded.name}-compare"
+    result = compare_methods(
+        loaded,
+        run,
+        methods,
+        [int(seed) for seed in seeds],
+        choose_device(device),
+        announce=lambda line: click.echo(line, err=True),
+    )
+    files = write_comparison(result, run)
+    emit({**result, "files": files}, as_json, lambda: render(result) + f"\n\nwritten to {', '.join(files.values())}")
 
 
 @cli.command()

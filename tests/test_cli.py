@@ -110,7 +110,7 @@ def test_models_lists_every_backbone_and_method() -> None:
     assert listed >= {("resnet34", "float"), ("vgg16", "standard"), ("mobilenet", "pgd-at"), ("resnet50", "float")}
     assert {row["dataset"] for row in rows} == {"tiny-imagenet"}
     table = run("models")
-    assert table.exit_code == 0 and "resnet34" in table.stdout and "21.265" in table.stdout
+    assert table.exit_code == 0 and "resnet34" in table.stdout and "21.282" in table.stdout
     assert_one_line_error(run("models", "--data", "cifar-10"), "cifar-10", "did you mean cifar10")
 
 

@@ -65,6 +65,11 @@ class ConditionalModel(nn.Module):
         return tuple(sorted(self._skeletons))
 
     @property
+    def conditioned(self) -> list[str]:
+        """Names of the weights that noise and masks act on: those of convolutions and linear layers."""
+        return weight_names(self.backbone)
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """The masks by weight name, bool tensors of the weights' shapes; empty for a dense model."""
         return {name.replace("/", "."): mask for name, mask in self.mask_buffers.named_buffers()}
@@ -119,7 +124,7 @@ class ConditionalModel(nn.Module):
         """
         setting = setting or Setting()
         state = self.state(setting, generator)
-        return functional_call(self._skeleton(setting.width), state, (image,))  # type: ignore[no-any-return]
+        return functional_call(self.skeleton(setting.width), state, (image,))  # type: ignore[no-any-return]
 
     def full_state(self, setting: Setting, generator: torch.Generator | None = None) -> State:
         """All tensors of the plain network of one setting, without gradients to any parameter."""
@@ -129,7 +134,7 @@ class ConditionalModel(nn.Module):
 
     def plain_network(self, setting: Setting, generator: torch.Generator | None = None) -> nn.Module:
         """An independent plain network of one setting, in evaluation mode, on the CPU, without masks or knobs."""
-        network = copy.deepcopy(self._skeleton(setting.width)).to_empty(device="cpu").requires_grad_(False).eval()
+        network = copy.deepcopy(self.skeleton(setting.width)).to_empty(device="cpu").requires_grad_(False).eval()
         state = self.full_state(setting, generator)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             tensor.copy_(state[name])
@@ -147,7 +152,7 @@ class ConditionalModel(nn.Module):
         self.eval()
         try:
             if setting.width not in self._folded:
-                self._folded[setting.width] = FoldedBackbone(self._skeleton(setting.width))
+                self._folded[setting.width] = FoldedBackbone(self.skeleton(setting.width))
             network = self._folded[setting.width]
             folded = network.fold(self.full_state(setting, generator))
             yield lambda image: network(folded, image)
@@ -160,7 +165,8 @@ class ConditionalModel(nn.Module):
             skeleton.train(mode)
         return super().train(mode)
 
-    def _skeleton(self, width: float) -> nn.Module:
+    def skeleton(self, width: float) -> nn.Module:
+        """The plain network of a width; at widths below 1 it has shapes alone, on `meta`. Raises InputError."""
         if width not in self._skeletons:
             known = ", ".join(f"{width:g}" for width in self.widths)
             raise InputError(f"width (={width:g}) was not trained; this model has {known}")
@@ -168,13 +174,13 @@ class ConditionalModel(nn.Module):
 
     def _narrowed(self, changed: State, width: float) -> State:
         """The leading block of every tensor; batch norms are in `changed` at their own size already."""
-        narrow = self._skeleton(width)
+        narrow = self.skeleton(width)
         shapes = {name: t.shape for name, t in [*narrow.named_parameters(), *narrow.named_buffers()]}
         own = {**dict(self.backbone.named_parameters()), **dict(self.backbone.named_buffers())}
         return {name: _leading(changed.get(name, own[name]), shape) for name, shape in shapes.items()}
 
     def _width_set(self, width: float, condition: str) -> Norms:
-        self._skeleton(width)
+        self.skeleton(width)
         sets = cast(nn.ModuleDict, self.width_norms[_key(width)])
         return _named(cast(nn.ModuleDict, sets[condition]))
 

@@ -118,6 +118,16 @@ class OatModel(DualNormModel):
             state[f"{name}.bias"] = norm.bias * gamma[0] + beta[0]
         return state
 
+    def film_params(self, width: float = 1.0) -> int:
+        """Weights and biases of all FiLM layers, as a network of that width reads them."""
+        total = 0
+        code_size = 1 if self.encoding == "none" else self.codes.shape[1]
+        for name, norm in self.norm_set(width).items():
+            if name.replace(".", "/") in self.films:
+                c = norm.num_features
+                total += 2 * c * (code_size + 1) + 2 * c * (2 * c + 1)
+        return total
+
     def forward_mixed(self, image: Tensor, lam: Tensor, clean: int, width: float = 1.0) -> Tensor:
         """Classify images that each have their own lambda.
 
@@ -130,7 +140,7 @@ class OatModel(DualNormModel):
         Returns:
             logits (B, K). In training mode each set of batch norms sees its own images.
         """
-        skeleton = self._skeleton(width)
+        skeleton = self.skeleton(width)
         state = {} if width == 1 else self._narrowed(norm_state(self.norm_set(width)), width)
         with self._filmed(skeleton, self.code(lam), clean, width):
             return functional_call(skeleton, state, (image,))  # type: ignore[no-any-return]

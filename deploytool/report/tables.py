@@ -23,6 +23,9 @@ def accuracy_table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
         for setting, accuracy in clean.items()
     ]
     heads = ["conditioning", "threshold", "lambda", "clean", *attacks]
+    if len({setting[-1] for setting in clean}) > 1:
+        table = [[f"{setting[-1]:g}", *line] for setting, line in zip(clean, table, strict=True)]
+        heads = ["width", *heads]
     return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True)
 
 
@@ -68,12 +71,12 @@ def _candidate(candidate: Row) -> str:
     return f"{candidate['class']} {candidate['probability']:.3f}"
 
 
-def _setting(row: Row) -> tuple[Any, Any, Any]:
-    return row["conditioning"], row["lambda_threshold"], row["lambda"]
+def _setting(row: Row) -> tuple[Any, ...]:
+    return row["conditioning"], row["lambda_threshold"], row["lambda"], row["width"]
 
 
-def _setting_cells(setting: tuple[Any, Any, Any]) -> list[str]:
-    conditioning, threshold, lam = setting
+def _setting_cells(setting: tuple[Any, ...]) -> list[str]:
+    conditioning, threshold, lam, _ = setting
     return [conditioning or "-", "-" if threshold is None else f"{threshold:g}", "-" if lam is None else f"{lam:g}"]
 
 

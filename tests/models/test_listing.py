@@ -28,16 +28,20 @@ def test_every_backbone_with_every_method_once(rows) -> None:
 def test_resnet34_as_in_paper_5(rows) -> None:
     """21.28 MB at 8 bits, 31.40 M with OAT's FiLM layers; 1.16 G operations are widely published."""
     row = rows["resnet34", "pgd-at"]
-    assert row["params"] == 21_265_088 + 10 and row["extra_params"] == 0
+    assert row["params"] == 21_265_088 + 10 + 2 * 8512 and row["extra_params"] == 0  # 8512 channels are normalised
+    assert row["params"] / 1e6 == pytest.approx(21.28, abs=0.005)
     assert row["macs"] == pytest.approx(1.16e9, rel=5e-3)
-    assert row["params"] + rows["resnet34", "oat"]["extra_params"] == pytest.approx(31.40e6, rel=1e-3)
+    assert rows["resnet34", "float"]["params"] == row["params"]
+    assert rows["resnet34", "float"]["extra_params"] == 2 * 8512 + 37
+    assert rows["resnet34", "oat"]["params"] / 1e6 == pytest.approx(31.40, abs=0.005)
+    assert rows["resnet34", "oat"]["extra_params"] == 2 * 8512
 
 
 def test_resnet20_by_hand(rows) -> None:
     """Nine 3x3 layers' weights act 32 * 32, 16 * 16 and 8 * 8 times; 20 alphas, 2 * 688 numbers of batch norms."""
     row = rows["resnet20", "float"]
     first, second, third = 3 * 16 + 6 * 16 * 16, 16 * 32 + 5 * 32 * 32, 32 * 64 + 5 * 64 * 64
-    assert row["params"] == 9 * (first + second + third) + 640 + 10
+    assert row["params"] == 9 * (first + second + third) + 640 + 10 + 2 * (7 * 16 + 6 * 32 + 6 * 64)
     assert row["macs"] == 9 * (1024 * first + 256 * second + 64 * third) + 640
     assert row["extra_params"] == 20 + 2 * (7 * 16 + 6 * 32 + 6 * 64)
 
@@ -57,8 +61,8 @@ def test_operations_as_torch_counts_them(arch: str, millions: float, rows) -> No
 @pytest.mark.parametrize(("method", "model"), [("float", FloatModel), ("oat", OatModel)])
 def test_extra_parameters_are_those_of_the_model(arch: str, method: str, model: type, rows) -> None:
     backbone = build_backbone(arch, CIFAR10)
-    plain = sum(p.numel() for p in backbone.parameters())
-    assert sum(p.numel() for p in model(backbone).parameters()) - plain == rows[arch, method]["extra_params"]
+    row = rows[arch, method]
+    assert sum(p.numel() for p in model(backbone).parameters()) == row["params"] + row["extra_params"]
     assert extra_params(backbone, "standard") == 0
 
 
@@ -71,5 +75,5 @@ def test_groups_and_strides_by_hand() -> None:
 def test_the_data_set_decides_classes_and_size() -> None:
     tiny = {(row["arch"], row["method"]): row for row in list_models(CATALOGUE["tiny-imagenet"])}
     row = tiny["resnet34", "standard"]
-    assert row["params"] == 21_265_088 - 5120 + 512 * 200 + 200
+    assert row["params"] == 21_265_088 - 5120 + 512 * 200 + 200 + 2 * 8512
     assert row["macs"] == pytest.approx(4 * 1.16e9, rel=5e-3)

@@ -13,7 +13,7 @@ from deploytool.report.summary import sections, summary, write_report
 
 def row(attack: str, lam: float, clean: float, robust: float, **more: Any) -> dict[str, Any]:
     return {
-        "attack": attack, "lambda": lam, "lambda_threshold": 0.0, "conditioning": "switch", "n": 77,
+        "attack": attack, "width": 1.0, "lambda": lam, "lambda_threshold": 0.0, "conditioning": "switch", "n": 77,
         "clean_accuracy": clean, "robust_accuracy": robust, **more,
     }  # fmt: skip
 

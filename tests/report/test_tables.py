@@ -11,7 +11,7 @@ from deploytool.report.tables import accuracy_table, alpha_table, comparison_tab
 def row(attack: str, lam: float | None, clean: float, robust: float, **more: Any) -> dict[str, Any]:
     plain = lam is None
     return {
-        "attack": attack, "lambda": lam, "lambda_threshold": None if plain else 0.5,
+        "attack": attack, "width": 1.0, "lambda": lam, "lambda_threshold": None if plain else 0.5,
         "conditioning": None if plain else "switch", "clean_accuracy": clean, "robust_accuracy": robust, **more,
     }  # fmt: skip
 
@@ -118,3 +118,12 @@ def test_every_leaf_of_a_result_has_its_line(document: dict[str, Any]) -> None:
         else:
             leaves.append([".".join(path), str(value)])
     assert [line.split() for line in key_values(document).splitlines()] == leaves
+
+
+def test_widths_are_told_apart_where_there_are_several() -> None:
+    rows = [row("fgsm", 1.0, 0.9, 0.5), {**row("fgsm", 1.0, 0.8, 0.4), "width": 0.5}]
+    assert cells(accuracy_table(rows, "github")) == [
+        ["width", "conditioning", "threshold", "lambda", "clean", "fgsm"],
+        ["1", "switch", "0.5", "1", "0.900", "0.500"],
+        ["0.5", "switch", "0.5", "1", "0.800", "0.400"],
+    ]
