@@ -5,7 +5,17 @@ from importlib.util import find_spec
 from deploytool.errors import MissingExtraError
 
 EXTRAS = {
-    "train": ("torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "sklearn", "tensorboard", "matplotlib"),
+    "train": (
+        "torch",
+        "torchvision",
+        "torch_pruning",
+        "onnxscript",
+        "onnx_ir",
+        "safetensors",
+        "sklearn",
+        "tensorboard",
+        "matplotlib",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from deploytool.evaluation import deployed
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.condition import add_condition
 from deploytool.export.parity import Parity, check_parity
-from deploytool.models.conditional import ConditionalModel, DualNormModel
+from deploytool.export.shrink import shrink, weight_count
+from deploytool.models.conditional import ConditionalModel, DualNormModel, weight_names
 from deploytool.models.factory import build_model, recipe_setting
-from deploytool.models.masks import density_of
+from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.recipe import FloatMethod, Recipe
 from deploytool.training.run import Run
@@ -35,6 +37,7 @@ def export(
     conditioning: Conditioning | None = None,
     lambda_threshold: float | None = None,
     width: float = 1.0,
+    round_channels: int = 1,
 ) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
 
@@ -43,13 +46,16 @@ def export(
         file: where to write; RUN/model.onnx where None.
         conditioning, lambda_threshold: built in instead of the recipe's; for FLOAT alone.
         width: which width of a slimmable model the file holds.
+        round_channels: 1, 8 or 16; a model with masks loses the channels that nothing reads, but keeps so many
+            that widths are multiples of this number, for hardware that works on blocks of channels.
 
     Returns:
-        `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`.
+        `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`; for a model with masks also what
+        `compression` returns.
 
     Raises:
         ParityError: some logit is off by more than 1e-3; nothing is left behind.
-        InputError: conditioning or threshold do not fit the method.
+        InputError: conditioning or threshold do not fit the method, or `round_channels` is another number.
     """
     recipe, info = run.recipe, run.checkpoint.data
     try:
@@ -57,7 +63,9 @@ def export(
     except DataError:
         images = random_images(info)  # a run can be exported where its data set is not at hand
     setting = replace(export_setting(recipe, conditioning, lambda_threshold), width=width)
-    return write_artefact(run.model, recipe, info, images, file or run.path / "model.onnx", setting)
+    return write_artefact(
+        run.model, recipe, info, images, file or run.path / "model.onnx", setting, True, round_channels
+    )
 
 
 def export_untrained(
@@ -66,12 +74,15 @@ def export_untrained(
     conditioning: Conditioning | None = None,
     lambda_threshold: float | None = None,
     width: float = 1.0,
+    round_channels: int = 1,
 ) -> dict[str, Any]:
     """Export a recipe's freshly initialised model, for latency and cost work; arguments and result as `export`."""
     info = dataset_info(recipe.data)
     model = build_model(recipe, info).eval()
     setting = replace(export_setting(recipe, conditioning, lambda_threshold), width=width)
-    return write_artefact(model, recipe, info, random_images(info), file, setting, trained=False)
+    return write_artefact(
+        model, recipe, info, random_images(info), file, setting, trained=False, round_channels=round_channels
+    )
 
 
 def export_setting(recipe: Recipe, conditioning: Conditioning | None, lambda_threshold: float | None) -> Setting:
@@ -106,9 +117,10 @@ def write_artefact(
     file: str | os.PathLike[str],
     setting: Setting,
     trained: bool = True,
+    round_channels: int = 1,
 ) -> dict[str, Any]:
     """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
-    graph = build_graph(model, info, setting)
+    graph = build_graph(model, info, setting, round_channels)
     onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained))
     path = Path(file)
     with atomic_path(path) as aside:
@@ -120,16 +132,57 @@ def write_artefact(
                 f"({parity.worst}), allowed {TOLERANCE:.0e}; please report this with the recipe"
             )
         onnx.checker.check_model(str(aside), full_check=True)
-    return {"file": str(path), "size_mb": round(path.stat().st_size / 1e6, 6), "parity": parity_dict(parity)}
+    return {
+        "file": str(path),
+        "size_mb": round(path.stat().st_size / 1e6, 6),
+        "parity": parity_dict(parity),
+        **compression(model, graph, setting),
+    }
 
 
-def build_graph(model: ConditionalModel, info: DatasetInfo, setting: Setting) -> onnx.ModelProto:
-    """Build the ONNX graph of a model without metadata: conditional for FLOAT and OAT, plain otherwise."""
-    clean = replace(setting, lam=0.0, noise="none", conditioning="switch")
-    graph = backbone_to_onnx(model.plain_network(clean), info.shape)
+def build_graph(
+    model: ConditionalModel, info: DatasetInfo, setting: Setting, round_channels: int = 1
+) -> onnx.ModelProto:
+    """Build the ONNX graph of a model without metadata: conditional for FLOAT and OAT, plain otherwise.
+
+    Channels that no mask lets anything read are not in it; see `deploytool.export.shrink`.
+    """
+    shrunk = shrink(model, clean_setting(setting), round_channels, info.shape)
+    graph = backbone_to_onnx(shrunk.network, info.shape)
     if isinstance(model, DualNormModel):
-        add_condition(graph, model, setting)
+        add_condition(graph, model, setting, shrunk)
     return graph
+
+
+def clean_setting(setting: Setting) -> Setting:
+    """The setting's clean boundary condition, which the graph's stored tensors are those of."""
+    return replace(setting, lam=0.0, noise="none", conditioning="switch")
+
+
+def compression(model: ConditionalModel, graph: onnx.ModelProto, setting: Setting) -> dict[str, float]:
+    """How much smaller masks make a model, and its file; nothing for a model without masks.
+
+    Returns:
+        `density`, the share of weights that are active, and `compression_ratio`, its inverse; `channel_density`, the
+        share of input channels with an active weight, and `channel_reduction_factor`, its inverse (paper 5, table
+        1), all from the masks of the full width. Where channels were removed, `params_ratio`: weights of the
+        convolutions and linear layers of the network of the file's width, over those in the file.
+    """
+    if not model.masks:
+        return {}
+    density, channel_density = density_of(model.masks), channel_density_of(model.masks)
+    numbers = {
+        "density": density,
+        "compression_ratio": 1 / density,
+        "channel_density": channel_density,
+        "channel_reduction_factor": 1 / channel_density,
+    }
+    names = weight_names(model.backbone)
+    held = sum(prod(tensor.dims) for tensor in graph.graph.initializer if tensor.name in names)
+    full = weight_count(model.plain_network(clean_setting(setting)))
+    if held < full:
+        numbers["params_ratio"] = full / held
+    return {name: round(number, 6) for name, number in numbers.items()}
 
 
 def metadata(

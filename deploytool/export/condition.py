@@ -5,7 +5,7 @@
     after:   scale, mix    = f(lambda, lambda_threshold)
              stream        = Tile(Cast(noise_table))
              theta.hat     = theta + (scale * alpha * std)_l * Reshape(Slice(stream, start_l, end_l))      (FLOAT)
-                             where theta is not 0, in a sparse layer
+                             where theta is not 0, in a sparse layer; Gather of the kept channels, in a shrunk one
              gamma, ...    = Split(norms_clean + mix * (norms_adversarial - norms_clean))     (interpolate)
                              Split(Where(lambda > lambda_threshold, norms_adversarial, norms_clean))    (switch)
              gamma, beta   = gamma * g_l, beta * g_l + b_l    with g_l, b_l = FiLM_l(code(lambda))         (OAT)
@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from deploytool.export.backbone import drop_unused_initializers
+from deploytool.export.shrink import Shrunk
 from deploytool.models.conditional import NORM_TENSORS, DualNormModel, FloatModel
 from deploytool.models.noise import weight_std
 from deploytool.models.oat import Film, OatModel
@@ -33,17 +34,18 @@ from deploytool.models.setting import Setting
 Array = np.ndarray[Any, Any]
 
 
-def add_condition(model: onnx.ModelProto, source: DualNormModel, setting: Setting) -> None:
+def add_condition(model: onnx.ModelProto, source: DualNormModel, setting: Setting, shrunk: Shrunk) -> None:
     """Turn a plain graph of a model's backbone into one with the scalar input `lambda`, in place.
 
     Args:
-        model: as `backbone_to_onnx` returns it, of the network of the setting's width at lambda 0.
+        model: as `backbone_to_onnx` returns it, of the shrunk network of the setting's width at lambda 0.
         source: the trained model.
         setting: width, threshold, conditioning and noise mode to build in; its lambda does not matter. The
             threshold becomes the scalar initializer `lambda_threshold`, which the runtime can override.
+        shrunk: which channels the graph has; all where nothing was removed.
     """
     graph = model.graph
-    builder = _Builder()
+    builder = _Builder(shrunk)
     scale, mix = builder.knobs(setting)
     renamed: dict[str, str] = {}
     if isinstance(source, FloatModel) and setting.noise != "none":
@@ -69,9 +71,11 @@ def add_condition(model: onnx.ModelProto, source: DualNormModel, setting: Settin
 class _Builder:
     """Collects nodes and initializers; equal constants are stored once."""
 
-    def __init__(self) -> None:
+    def __init__(self, shrunk: Shrunk) -> None:
+        self.shrunk = shrunk
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.stored_indices: dict[bytes, str] = {}
 
     def constant(self, name: str, value: Array) -> str:
         self.initializers[name] = numpy_helper.from_array(value, name)
@@ -79,6 +83,12 @@ class _Builder:
 
     def integers(self, values: tuple[int, ...]) -> str:
         return self.constant("i" + "x".join(map(str, values)), np.array(values, np.int64))
+
+    def indices(self, channels: Tensor) -> str:
+        """Kept channels, stored once for all layers that keep the same."""
+        values = channels.numpy().astype(np.int32)
+        name = self.stored_indices.setdefault(values.tobytes(), f"channels{len(self.stored_indices)}")
+        return self.constant(name, values)
 
     def node(self, op: str, inputs: list[str], outputs: list[str] | str, **attributes: Any) -> str:
         outputs = [outputs] if isinstance(outputs, str) else outputs
@@ -129,9 +139,7 @@ class _Builder:
                 f"window{index}",
             )
             eta = self.node("Reshape", [window, self.integers(tuple(theta.shape))], f"eta{index}")
-            if shapes[name] != tuple(theta.shape):  # a narrower width reads the leading block
-                zeros = self.integers((0,) * theta.dim())
-                eta = self.node("Slice", [eta, zeros, self.integers(shapes[name])], f"leading{index}")
+            eta = self.block(eta, name.removesuffix(".weight"), tuple(theta.shape), shapes[name], index)
             shift = self.node("Mul", [eta, parts[index]], f"shift{index}")
             noisy = self.node("Add", [name, shift], f"{name}.hat" if name not in masks else f"{name}.noisy")
             if name in masks:
@@ -139,6 +147,18 @@ class _Builder:
                 noisy = self.node("Where", [active, noisy, name], f"{name}.hat")
             renamed[name] = noisy
         return renamed
+
+    def block(self, eta: str, layer: str, full: tuple[int, ...], shape: tuple[int, ...], index: int) -> str:
+        """Nodes that cut a layer's noise to the graph's shape: kept channels, the leading block of a width."""
+        kept = {0: self.shrunk.kept_out.get(layer), 1: self.shrunk.kept_in.get(layer)}
+        leading = tuple(full[axis] if kept.get(axis) is not None else size for axis, size in enumerate(shape))
+        if leading != full:
+            zeros = self.integers((0,) * len(full))
+            eta = self.node("Slice", [eta, zeros, self.integers(leading)], f"leading{index}")
+        for axis, channels in kept.items():
+            if channels is not None:
+                eta = self.node("Gather", [eta, self.indices(channels)], f"kept{axis}_{index}", axis=axis)
+        return eta
 
     def films(self, source: OatModel, setting: Setting) -> dict[str, str]:
         """Nodes for FiLM, folded into scale and shift of the batch norms; return the new name per tensor name."""
@@ -151,7 +171,8 @@ class _Builder:
             name = key.replace("/", ".")
             assert isinstance(film, Film)
             c = norms[name].num_features
-            rows = torch.cat([torch.arange(c), film.channels + torch.arange(c)])  # leading gammas, leading betas
+            kept = self.kept(name, torch.arange(c))
+            rows = torch.cat([kept, film.channels + kept])  # gammas, betas of the leading, kept channels
             tensors = {
                 "hidden.weight": film.hidden.weight[: 2 * c],
                 "hidden.bias": film.hidden.bias[: 2 * c],
@@ -189,14 +210,19 @@ class _Builder:
     def tensor(self, name: str, value: Tensor) -> str:
         return self.constant(name, value.detach().cpu().numpy())
 
+    def kept(self, norm: str, tensor: Tensor) -> Tensor:
+        """The values (C,) of a batch norm's tensor for the channels that the graph has."""
+        channels = self.shrunk.kept_norm.get(norm)
+        return tensor if channels is None else tensor.detach().cpu()[channels]
+
     def norms(self, source: DualNormModel, setting: Setting, mix: str) -> None:
         """Nodes that give every batch norm its four tensors, under the backbone's own names."""
         adversarial_set = source.adversarial_set(setting.width)
         pairs = [(name, norm, adversarial_set[name]) for name, norm in source.norm_set(setting.width).items()]
         if not pairs:
             return
-        clean = [getattr(norm, key) for _, norm, _ in pairs for key in NORM_TENSORS]
-        adversarial = [getattr(norm, key) for _, _, norm in pairs for key in NORM_TENSORS]
+        clean = [self.kept(name, getattr(norm, key)) for name, norm, _ in pairs for key in NORM_TENSORS]
+        adversarial = [self.kept(name, getattr(norm, key)) for name, _, norm in pairs for key in NORM_TENSORS]
         c = self.constant("norms_clean", np.concatenate([t.detach().cpu().numpy() for t in clean]))
         a = self.constant("norms_adversarial", np.concatenate([t.detach().cpu().numpy() for t in adversarial]))
         if setting.conditioning == "switch":
