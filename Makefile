@@ -22,6 +22,7 @@ format: .venv/.installed
 
 bench: .venv/.installed  ## ratios of things run interleaved in one process
 	$(BIN)/python benchmarks/specialised_latency.py
+	$(BIN)/python benchmarks/training_step.py --rounds 2
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
