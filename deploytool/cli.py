@@ -78,6 +78,11 @@ def threshold_option(command: F) -> F:
     )(command)
 
 
+def width_option(command: F) -> F:
+    """Add `--width`."""
+    return click.option("--width", type=float, metavar="W", help="A width of a slimmable file. [the widest]")(command)
+
+
 def device_option(command: F) -> F:
     """Add `--device`."""
     return click.option(
@@ -186,7 +191,7 @@ def evaluate(
 @click.option("--untrained", is_flag=True, help="RUN is a recipe: export freshly initialised weights.")
 @threshold_option
 @click.option("--conditioning", type=CONDITIONINGS, help="Instead of the recipe's.")
-@click.option("--width", type=float, default=1.0, show_default=True, help="Which width of a slimmable model.")
+@click.option("--width", type=float, help="The one width of a slimmable model to write. [all, chosen by an input]")
 @click.option(
     "--round-channels",
     type=click.Choice(["1", "8", "16"]),
@@ -202,7 +207,7 @@ def export(
     untrained: bool,
     lambda_threshold: float | None,
     conditioning: Any,
-    width: float,
+    width: float | None,
     round_channels: str,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -236,16 +241,24 @@ def export(
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--lambda", "lam", type=float, required=True, help="Lambda in [0, 1].")
+@click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; needed where the model takes one.")
 @threshold_option
+@width_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="FILE's name with -lambda-L by default.")
 @json_option
-def specialize(file: Path, lam: float, lambda_threshold: float | None, output: Path | None, as_json: bool) -> None:
-    """Write the plain ONNX file of one lambda."""
+def specialize(
+    file: Path,
+    lam: float | None,
+    lambda_threshold: float | None,
+    width: float | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the plain ONNX file of one lambda and width."""
     from deploytool.report.tables import key_values
     from deploytool.runtime.specialize import specialize as specialize_file
 
-    result = specialize_file(file, lam, output, lambda_threshold)
+    result = specialize_file(file, lam, output, lambda_threshold, width)
     emit(result, as_json, lambda: key_values(result))
 
 
@@ -288,6 +301,7 @@ def cost(file: Path, method: str | None, profile: str, overrides: tuple[str, ...
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; needed where the model takes one.")
 @threshold_option
+@width_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list per image.")
 @json_option
 def predict(
@@ -295,6 +309,7 @@ def predict(
     images: tuple[Path, ...],
     lam: float | None,
     lambda_threshold: float | None,
+    width: float | None,
     top: int,
     as_json: bool,
 ) -> None:
@@ -302,7 +317,7 @@ def predict(
     from deploytool.report.tables import prediction_table
     from deploytool.runtime.predict import predict as predict_images
 
-    predictions = predict_images(file, list(images), lam=lam, lambda_threshold=lambda_threshold, top=top)
+    predictions = predict_images(file, list(images), lam, lambda_threshold, top, width=width)
     emit({"predictions": predictions}, as_json, lambda: prediction_table(predictions))
 
 

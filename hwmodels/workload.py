@@ -125,7 +125,8 @@ def read_workload(file: str | os.PathLike[str]) -> Workload:
     on_image = _image_path(model.graph, initializers)
     if not on_image:
         raise WorkloadError(f"{path}: no node depends on an image input; cost needs a network on images")
-    reader = _LayerReader(path, shapes, initializers, producers, on_image)
+    slimmable = any(value.name == "width" for value in model.graph.input)
+    reader = _LayerReader(path, shapes, initializers, producers, on_image, slimmable)
     layers: list[Layer] = []
     free: Counter[str] = Counter()
     not_counted: Counter[str] = Counter()
@@ -231,6 +232,7 @@ class _LayerReader:
     initializers: dict[str, tuple[int, ...]]
     producers: dict[str, onnx.NodeProto]
     on_image: set[str]
+    slimmable: bool
 
     def read(self, node: onnx.NodeProto, film: bool) -> Layer | None:
         """The layer of a node on the image path; None for anything but Conv, and Gemm or MatMul with a weight."""
@@ -282,9 +284,8 @@ class _LayerReader:
         shape = self.shapes.get(tensor, ())
         if not shape or not all(size > 0 for size in shape):
             known = " x ".join(str(size) if size > 0 else "?" for size in shape) or "unknown"
-            raise WorkloadError(
-                f"{self.path}: the shape of {tensor} in layer {layer} is {known}; export with fixed height and width"
-            )
+            advice = "specialise it to one width first" if self.slimmable else "export with fixed height and width"
+            raise WorkloadError(f"{self.path}: the shape of {tensor} in layer {layer} is {known}; {advice}")
         return shape
 
     def _name(self, node: onnx.NodeProto) -> str:

@@ -92,6 +92,19 @@ def test_cost_of_a_specialised_file_is_the_plain_one(trained_file: Path, tmp_pat
     assert fixed["totals"]["delay_ns"] == run_json("cost", trained_file, "--method", "plain")["totals"]["delay_ns"]
 
 
+def test_a_slimmable_file_is_specialised_to_a_width(tmp_path: Path) -> None:
+    file = tmp_path / "slim.onnx"
+    slim = ["--set", "model.arch=resnet8", "--set", "model.widths=[0.5, 1.0]"]
+    run_json("export", RECIPE, "--untrained", "-o", file, *slim)
+    half = run_json("specialize", file, "--lambda", 0.5, "--width", 0.5)
+    assert half["file"] == str(tmp_path / "slim-lambda-0.5-width-0.5.onnx") and half["max_abs_error"] <= 1e-4
+    full = run_json("specialize", file, "--lambda", 0.5, "-o", tmp_path / "full.onnx")
+    assert half["size_mb"] < 0.4 * full["size_mb"]
+    assert_one_line_error(run("specialize", file, "--lambda", 0.5, "--width", 0.75), "0.75", "0.5, 1")
+    assert_one_line_error(run("specialize", file, "--width", 0.5), "lambda in [0, 1]")
+    assert_one_line_error(run("cost", file), "specialise it to one width")
+
+
 def test_export_untrained_needs_no_run(tmp_path: Path) -> None:
     document = run_json("export", RECIPE, "--untrained", "-o", tmp_path / "fresh.onnx", "--set", "model.arch=resnet8")
     assert Path(document["file"]).exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -20,8 +21,8 @@ from deploytool.evaluation import deployed
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.condition import add_condition
 from deploytool.export.parity import Parity, check_parity
-from deploytool.export.shrink import shrink, weight_count
-from deploytool.models.conditional import ConditionalModel, DualNormModel, weight_names
+from deploytool.export.shrink import Shrunk, shrink, weight_count
+from deploytool.models.conditional import ConditionalModel, weight_names
 from deploytool.models.factory import build_model, recipe_setting
 from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
@@ -36,7 +37,7 @@ def export(
     file: str | os.PathLike[str] | None = None,
     conditioning: Conditioning | None = None,
     lambda_threshold: float | None = None,
-    width: float = 1.0,
+    width: float | None = None,
     round_channels: int = 1,
 ) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
@@ -45,7 +46,8 @@ def export(
         run: a trained run.
         file: where to write; RUN/model.onnx where None.
         conditioning, lambda_threshold: built in instead of the recipe's; for FLOAT alone.
-        width: which width of a slimmable model the file holds.
+        width: the one width of a slimmable model that the file is to hold; where None it holds all of them, and
+            takes `width` as an input.
         round_channels: 1, 8 or 16; a model with masks loses the channels that nothing reads, but keeps so many
             that widths are multiples of this number, for hardware that works on blocks of channels.
 
@@ -62,9 +64,9 @@ def export(
         images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
     except DataError:
         images = random_images(info)  # a run can be exported where its data set is not at hand
-    setting = replace(export_setting(recipe, conditioning, lambda_threshold), width=width)
+    setting, narrow = _widths(run.model, export_setting(recipe, conditioning, lambda_threshold), width)
     return write_artefact(
-        run.model, recipe, info, images, file or run.path / "model.onnx", setting, True, round_channels
+        run.model, recipe, info, images, file or run.path / "model.onnx", setting, True, round_channels, narrow
     )
 
 
@@ -73,16 +75,22 @@ def export_untrained(
     file: str | os.PathLike[str],
     conditioning: Conditioning | None = None,
     lambda_threshold: float | None = None,
-    width: float = 1.0,
+    width: float | None = None,
     round_channels: int = 1,
 ) -> dict[str, Any]:
     """Export a recipe's freshly initialised model, for latency and cost work; arguments and result as `export`."""
     info = dataset_info(recipe.data)
     model = build_model(recipe, info).eval()
-    setting = replace(export_setting(recipe, conditioning, lambda_threshold), width=width)
-    return write_artefact(
-        model, recipe, info, random_images(info), file, setting, trained=False, round_channels=round_channels
-    )
+    setting, narrow = _widths(model, export_setting(recipe, conditioning, lambda_threshold), width)
+    return write_artefact(model, recipe, info, random_images(info), file, setting, False, round_channels, narrow)
+
+
+def _widths(model: ConditionalModel, setting: Setting, width: float | None) -> tuple[Setting, Sequence[float]]:
+    """The setting at the widest width that a file holds, and the narrower ones beside it."""
+    if width is not None:
+        model.skeleton(width)  # refuses a width that was not trained
+        return replace(setting, width=width), ()
+    return setting, model.widths[:-1]
 
 
 def export_setting(recipe: Recipe, conditioning: Conditioning | None, lambda_threshold: float | None) -> Setting:
@@ -118,14 +126,15 @@ def write_artefact(
     setting: Setting,
     trained: bool = True,
     round_channels: int = 1,
+    narrow: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
-    graph = build_graph(model, info, setting, round_channels)
-    onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained))
+    graph = build_graph(model, info, setting, round_channels, narrow)
+    onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained, narrow))
     path = Path(file)
     with atomic_path(path) as aside:
         aside.write_bytes(graph.SerializeToString())
-        parity = check_parity(aside, model, setting, images)
+        parity = check_parity(aside, model, setting, images, narrow)
         if not parity.max_abs_error <= TOLERANCE:
             raise ParityError(
                 f"{path} was not written: its logits differ from the model's by {parity.max_abs_error:.2e} "
@@ -141,16 +150,25 @@ def write_artefact(
 
 
 def build_graph(
-    model: ConditionalModel, info: DatasetInfo, setting: Setting, round_channels: int = 1
+    model: ConditionalModel,
+    info: DatasetInfo,
+    setting: Setting,
+    round_channels: int = 1,
+    narrow: Sequence[float] = (),
 ) -> onnx.ModelProto:
     """Build the ONNX graph of a model without metadata: conditional for FLOAT and OAT, plain otherwise.
 
-    Channels that no mask lets anything read are not in it; see `deploytool.export.shrink`.
+    It holds the setting's width, and those of `narrow` beside it. In a graph of one width, channels that no mask lets
+    anything read are left out; see `deploytool.export.shrink`.
     """
-    shrunk = shrink(model, clean_setting(setting), round_channels, info.shape)
+    clean = clean_setting(setting)
+    if narrow and round_channels != 1:
+        raise InputError("channels are cut and rounded in files of one width alone; name it with --width")
+    shrunk = Shrunk(model.plain_network(clean)) if narrow else shrink(model, clean, round_channels, info.shape)
     graph = backbone_to_onnx(shrunk.network, info.shape)
-    if isinstance(model, DualNormModel):
-        add_condition(graph, model, setting, shrunk)
+    others = {w: backbone_to_onnx(model.plain_network(replace(clean, width=w)), info.shape) for w in narrow}
+    if others or model.is_conditional:
+        add_condition(graph, model, setting, shrunk, others)
     return graph
 
 
@@ -186,7 +204,12 @@ def compression(model: ConditionalModel, graph: onnx.ModelProto, setting: Settin
 
 
 def metadata(
-    model: ConditionalModel, recipe: Recipe, info: DatasetInfo, setting: Setting, trained: bool
+    model: ConditionalModel,
+    recipe: Recipe,
+    info: DatasetInfo,
+    setting: Setting,
+    trained: bool,
+    narrow: Sequence[float] = (),
 ) -> dict[str, str]:
     """The file's `deploytool.*` properties, the contract with the runtime."""
     channels, height, width = info.shape
@@ -203,7 +226,7 @@ def metadata(
             "size": [height, width],
             "resize": "bilinear",
         },
-        "widths": [setting.width],
+        "widths": [*narrow, setting.width],
         "density": round(density_of(model.masks), 6),
     }
     if model.is_conditional:

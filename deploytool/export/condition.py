@@ -15,7 +15,7 @@ Everything above the last line depends on lambda alone, so a runtime that knows 
 costs one short table, not a second copy of the weights; alpha * std is one number per layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from deploytool.export.backbone import drop_unused_initializers
 from deploytool.export.shrink import Shrunk
-from deploytool.models.conditional import NORM_TENSORS, DualNormModel, FloatModel
+from deploytool.export.widths import Shapes, width_differences
+from deploytool.models.conditional import NORM_TENSORS, ConditionalModel, DualNormModel, FloatModel, Norms
 from deploytool.models.noise import weight_std
 from deploytool.models.oat import Film, OatModel
 from deploytool.models.setting import Setting
@@ -34,34 +35,57 @@ from deploytool.models.setting import Setting
 Array = np.ndarray[Any, Any]
 
 
-def add_condition(model: onnx.ModelProto, source: DualNormModel, setting: Setting, shrunk: Shrunk) -> None:
-    """Turn a plain graph of a model's backbone into one with the scalar input `lambda`, in place.
+def add_condition(
+    model: onnx.ModelProto,
+    source: ConditionalModel,
+    setting: Setting,
+    shrunk: Shrunk,
+    narrow: Mapping[float, onnx.ModelProto] | None = None,
+) -> None:
+    """Turn a plain graph of a model's backbone into one with the inputs `lambda` and `width`, as it has them, in place.
 
     Args:
         model: as `backbone_to_onnx` returns it, of the shrunk network of the setting's width at lambda 0.
-        source: the trained model.
+        source: the trained model; without a condition, `lambda` is no input.
         setting: width, threshold, conditioning and noise mode to build in; its lambda does not matter. The
             threshold becomes the scalar initializer `lambda_threshold`, which the runtime can override.
         shrunk: which channels the graph has; all where nothing was removed.
+        narrow: the same for further widths that the file is to hold; `width` is an input where there are any.
+
+    Raises:
+        InputError: the architecture's graphs differ in more than their tensors' sizes.
     """
     graph = model.graph
-    builder = _Builder(shrunk)
-    scale, mix = builder.knobs(setting)
+    widths = [*sorted(narrow), setting.width] if narrow else [setting.width]
+    own = set(dict(source.backbone.named_parameters())) | set(dict(source.backbone.named_buffers()))
+    graphs = [*(narrow[width].graph for width in sorted(narrow)), graph] if narrow else [graph]
+    shapes, constants = width_differences(graphs, own)
+    builder = _Builder(shrunk, widths)
     renamed: dict[str, str] = {}
-    if isinstance(source, FloatModel) and setting.noise != "none":
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-        renamed = builder.noisy_weights(source, scale, shapes)
-    builder.norms(source, setting, mix)
-    if isinstance(source, OatModel):
-        renamed |= builder.films(source, setting)
+    if isinstance(source, DualNormModel):
+        scale, mix = builder.knobs(setting)
+        if isinstance(source, FloatModel) and setting.noise != "none":
+            renamed = builder.noisy_weights(source, scale, {name: each[-1] for name, each in shapes.items()})
+        builder.norms(source, setting, mix)
+        if isinstance(source, OatModel):
+            renamed |= builder.films(source)
+        graph.input.append(helper.make_tensor_value_info("lambda", TensorProto.FLOAT, []))
+    elif narrow:
+        builder.norms(source, setting, None)
+    made = {name for node in builder.nodes for name in node.output}
+    for name, each in shapes.items():
+        if name not in made:  # batch norms come in the right size
+            renamed[name] = builder.leading(renamed.get(name, name), each)
+    for name, values in constants.items():
+        renamed[name] = builder.choice(f"{name}.widths", values)
+    if narrow:
+        graph.input.append(helper.make_tensor_value_info("width", TensorProto.FLOAT, []))
 
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
-    graph.input.append(helper.make_tensor_value_info("lambda", TensorProto.FLOAT, []))
     backbone_nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*builder.nodes, *backbone_nodes])
-    made = {name for node in builder.nodes for name in node.output}
     kept = [tensor for tensor in graph.initializer if tensor.name not in made]
     del graph.initializer[:]
     graph.initializer.extend([*kept, *builder.initializers.values()])
@@ -71,11 +95,37 @@ def add_condition(model: onnx.ModelProto, source: DualNormModel, setting: Settin
 class _Builder:
     """Collects nodes and initializers; equal constants are stored once."""
 
-    def __init__(self, shrunk: Shrunk) -> None:
+    def __init__(self, shrunk: Shrunk, widths: Sequence[float]) -> None:
         self.shrunk = shrunk
+        self.widths = widths
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.stored_indices: dict[bytes, str] = {}
+        self.tables: dict[bytes, str] = {}
+        if len(widths) > 1:
+            known = self.constant("widths", np.array(widths, np.float32))
+            distance = self.node("Abs", [self.node("Sub", [known, "width"], "width_difference")], "width_distance")
+            self.node("ArgMin", [distance], "width_index", axis=0, keepdims=0)
+
+    def choice(self, name: str, values: Array) -> str:
+        """The row of the width in use from values (widths, ...)."""
+        if len(self.widths) == 1:
+            return self.constant(name, values[0])
+        return self.node("Gather", [self.constant(name, values), "width_index"], f"{name}.chosen", axis=0)
+
+    def sizes(self, shapes: Shapes) -> str:
+        """A shape per width as one int64 vector of the width in use; equal tables are stored and read once."""
+        table = np.array(shapes, np.int64)
+        if table.tobytes() not in self.tables:
+            self.tables[table.tobytes()] = self.choice(f"sizes{len(self.tables)}", table)
+        return self.tables[table.tobytes()]
+
+    def leading(self, tensor: str, shapes: Shapes) -> str:
+        """The leading block of a tensor at the width in use, of these shapes at each."""
+        if len(set(shapes)) == 1:
+            return tensor
+        zeros = self.integers((0,) * len(shapes[0]))
+        return self.node("Slice", [tensor, zeros, self.sizes(shapes)], f"{tensor}.leading")
 
     def constant(self, name: str, value: Array) -> str:
         self.initializers[name] = numpy_helper.from_array(value, name)
@@ -160,33 +210,46 @@ class _Builder:
                 eta = self.node("Gather", [eta, self.indices(channels)], f"kept{axis}_{index}", axis=axis)
         return eta
 
-    def films(self, source: OatModel, setting: Setting) -> dict[str, str]:
+    def films(self, source: OatModel) -> dict[str, str]:
         """Nodes for FiLM, folded into scale and shift of the batch norms; return the new name per tensor name."""
         code = self.node("Reshape", ["lambda", self.integers((1, 1))], "code")
         if source.encoding != "none":
             code = self.node("MatMul", [self.shares(source.lambdas), self.tensor("codes", source.codes)], "encoded")
-        norms = source.norm_set(setting.width)
+        sets = [source.norm_set(width) for width in self.widths]
         renamed: dict[str, str] = {}
         for key, film in source.films.items():
             name = key.replace("/", ".")
             assert isinstance(film, Film)
-            c = norms[name].num_features
-            kept = self.kept(name, torch.arange(c))
-            rows = torch.cat([kept, film.channels + kept])  # gammas, betas of the leading, kept channels
+            channels = [norms[name].num_features for norms in sets]
+            widest = max(channels)
+            kept = self.kept(name, torch.arange(widest))
+            rows = torch.stack([kept, film.channels + kept])  # gammas, betas of the leading, kept channels
             tensors = {
-                "hidden.weight": film.hidden.weight[: 2 * c],
-                "hidden.bias": film.hidden.bias[: 2 * c],
-                "out.weight": film.out.weight[rows, : 2 * c],
+                "hidden.weight": film.hidden.weight[: 2 * widest],
+                "hidden.bias": film.hidden.bias[: 2 * widest],
+                "out.weight": film.out.weight[rows, : 2 * widest],
                 "out.bias": film.out.bias[rows],
             }
-            stored = {part: self.tensor(f"{name}.film.{part}", tensor) for part, tensor in tensors.items()}
+            inputs = tensors["hidden.weight"].shape[1]
+            outs = [len(kept)] if len(channels) == 1 else channels
+            shapes: dict[str, Shapes] = {
+                "hidden.weight": [(2 * c, inputs) for c in channels],
+                "hidden.bias": [(2 * c,) for c in channels],
+                "out.weight": [(2, out, 2 * c) for out, c in zip(outs, channels, strict=True)],
+                "out.bias": [(2, out) for out in outs],
+            }
+            stem = f"{name}.film"
+            parts = {part: self.leading(self.tensor(f"{stem}.{part}", t), shapes[part]) for part, t in tensors.items()}
+            flat = self.sizes([(2 * out, 2 * c) for out, c in zip(outs, channels, strict=True)])
+            parts["out.weight"] = self.node("Reshape", [parts["out.weight"], flat], f"{stem}.out.rows")
+            parts["out.bias"] = self.node("Reshape", [parts["out.bias"], self.integers((-1,))], f"{stem}.out.shifts")
             value = code
             for layer in ("hidden", "out"):
-                inputs = [value, stored[f"{layer}.weight"], stored[f"{layer}.bias"]]
-                value = self.node("Gemm", inputs, f"{name}.film.{layer}.sum", transB=1)
-                value = self.node("LeakyRelu", [value], f"{name}.film.{layer}", alpha=0.01)
-            flat = self.node("Reshape", [value, self.integers((-1,))], f"{name}.film")
-            self.node("Split", [flat], [f"{name}.gamma", f"{name}.beta"], num_outputs=2)
+                layer_inputs = [value, parts[f"{layer}.weight"], parts[f"{layer}.bias"]]
+                value = self.node("Gemm", layer_inputs, f"{stem}.{layer}.sum", transB=1)
+                value = self.node("LeakyRelu", [value], f"{stem}.{layer}", alpha=0.01)
+            vector = self.node("Reshape", [value, self.integers((-1,))], stem)
+            self.node("Split", [vector], [f"{name}.gamma", f"{name}.beta"], num_outputs=2)
             weight = self.node("Mul", [f"{name}.weight", f"{name}.gamma"], f"{name}.weight.film")
             scaled = self.node("Mul", [f"{name}.bias", f"{name}.gamma"], f"{name}.bias.scaled")
             bias = self.node("Add", [scaled, f"{name}.beta"], f"{name}.bias.film")
@@ -215,20 +278,36 @@ class _Builder:
         channels = self.shrunk.kept_norm.get(norm)
         return tensor if channels is None else tensor.detach().cpu()[channels]
 
-    def norms(self, source: DualNormModel, setting: Setting, mix: str) -> None:
-        """Nodes that give every batch norm its four tensors, under the backbone's own names."""
-        adversarial_set = source.adversarial_set(setting.width)
-        pairs = [(name, norm, adversarial_set[name]) for name, norm in source.norm_set(setting.width).items()]
-        if not pairs:
+    def norms(self, source: ConditionalModel, setting: Setting, mix: str | None) -> None:
+        """Nodes that give every batch norm its four tensors, under the backbone's own names; no `mix`: BN_C's."""
+        sets = [source.norm_set(width) for width in self.widths]
+        names = list(sets[0])
+        if not names:
             return
-        clean = [self.kept(name, getattr(norm, key)) for name, norm, _ in pairs for key in NORM_TENSORS]
-        adversarial = [self.kept(name, getattr(norm, key)) for name, _, norm in pairs for key in NORM_TENSORS]
-        c = self.constant("norms_clean", np.concatenate([t.detach().cpu().numpy() for t in clean]))
-        a = self.constant("norms_adversarial", np.concatenate([t.detach().cpu().numpy() for t in adversarial]))
-        if setting.conditioning == "switch":
-            mixed = self.node("Where", [mix, a, c], "norms")
+        c = self.norm_vector("norms_clean", sets)
+        if mix is None:
+            mixed = c
         else:
-            share = self.node("Mul", [mix, self.node("Sub", [a, c], "norms_difference")], "norms_share")
-            mixed = self.node("Add", [c, share], "norms")
-        sizes = self.constant("norm_sizes", np.array([len(t) for t in clean], np.int64))
-        self.node("Split", [mixed, sizes], [f"{name}.{key}" for name, _, _ in pairs for key in NORM_TENSORS])
+            assert isinstance(source, DualNormModel)
+            a = self.norm_vector("norms_adversarial", [source.adversarial_set(width) for width in self.widths])
+            if setting.conditioning == "switch":
+                mixed = self.node("Where", [mix, a, c], "norms")
+            else:
+                share = self.node("Mul", [mix, self.node("Sub", [a, c], "norms_difference")], "norms_share")
+                mixed = self.node("Add", [c, share], "norms")
+        sizes = self.sizes([tuple(len(t) for t in self.norm_tensors(each)) for each in sets])
+        self.node("Split", [mixed, sizes], [f"{name}.{key}" for name in names for key in NORM_TENSORS])
+
+    def norm_tensors(self, norms: Norms) -> list[Tensor]:
+        return [self.kept(name, getattr(norm, key)) for name, norm in norms.items() for key in NORM_TENSORS]
+
+    def norm_vector(self, name: str, sets: Sequence[Norms]) -> str:
+        """All tensors of the batch norms of the width in use, end to end."""
+        vectors = [np.concatenate([t.detach().cpu().numpy() for t in self.norm_tensors(norms)]) for norms in sets]
+        stored = self.constant(name, np.concatenate(vectors))
+        if len(vectors) == 1:
+            return stored
+        ends = np.cumsum([len(vector) for vector in vectors])
+        starts = ends - [len(vector) for vector in vectors]
+        limits = [self.sizes([(int(limit),) for limit in each]) for each in (starts, ends)]
+        return self.node("Slice", [stored, *limits], f"{name}.chosen")

@@ -1,5 +1,7 @@
 """Does the exported graph answer as the trained model does?"""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,13 +28,16 @@ class Parity:
     cases: int
 
 
-def check_parity(path: Path, model: ConditionalModel, setting: Setting, images: Tensor) -> Parity:
+def check_parity(
+    path: Path, model: ConditionalModel, setting: Setting, images: Tensor, narrow: Sequence[float] = ()
+) -> Parity:
     """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds and batch sizes.
 
     Args:
         path: the exported file.
         model: the trained model; evaluated in evaluation mode with its trained batch-norm statistics.
-        setting: conditioning and noise mode of the file.
+        setting: width, conditioning and noise mode of the file.
+        narrow: further widths in the file.
         images: (7, C, H, W) float32 in [0, 1]; used as a batch of 7 and a batch of 1.
 
     Returns:
@@ -44,18 +49,21 @@ def check_parity(path: Path, model: ConditionalModel, setting: Setting, images: 
     for threshold in thresholds:
         set_threshold(proto, threshold)
         session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-        for lam in LAMBDAS if model.is_conditional else (0.0,):
-            at = replace(setting, lam=lam, lambda_threshold=threshold)
+        lambdas = LAMBDAS if model.is_conditional else (0.0,)
+        for lam, width in itertools.product(lambdas, (*narrow, setting.width)):
+            at = replace(setting, lam=lam, lambda_threshold=threshold, width=width)
             for batch in (1, len(images)):
                 with model.network(at) as network, torch.no_grad():
                     expected = network(images[:batch]).cpu().numpy()
                 feed = {"image": images[:batch].cpu().numpy()}
                 if model.is_conditional:
                     feed["lambda"] = np.array(lam, np.float32)
+                if narrow:
+                    feed["width"] = np.array(width, np.float32)
                 error = float(np.abs(session.run(["logits"], feed)[0] - expected).max())
                 cases += 1
                 if not error <= worst:
-                    worst, where = error, f"lambda {lam:g}, threshold {threshold:g}, batch {batch}"
+                    worst, where = error, f"lambda {lam:g}, threshold {threshold:g}, width {width:g}, batch {batch}"
     return Parity(worst, where, cases)
 
 

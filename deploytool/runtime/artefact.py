@@ -30,6 +30,7 @@ class Metadata:
         mode: `L` or `RGB`, how an image file is read.
         conditional: whether the graph takes `lambda`.
         lam: the lambda of a specialised file, else None.
+        widths: the widths that the file holds, ascending.
         lambda_threshold, conditioning, noise: as built in; None for a plain model.
     """
 
@@ -41,9 +42,15 @@ class Metadata:
     mode: str
     conditional: bool
     lam: float | None
+    widths: tuple[float, ...]
     lambda_threshold: float | None
     conditioning: str | None
     noise: str | None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the graph takes nothing but images."""
+        return not self.conditional and len(self.widths) == 1
 
 
 @dataclass(frozen=True)
@@ -136,8 +143,11 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         classes = tuple(str(name) for name in _json(properties["classes"], list))
         mode = _json(properties["preprocessing"], dict)["mode"]
         lam, threshold = _number(properties.get("lambda")), _number(properties.get("lambda_threshold"))
+        widths = tuple(_number(str(width)) or 0.0 for width in _json(properties.get("widths", "[1.0]"), list))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtefactError(f"{path}: damaged metadata ({str(error)[:120]}); export it again") from None
+    if not widths or not all(widths) or (len(widths) > 1) != ("width" in inputs):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (widths {list(widths)}); export it again")
     if not 2 <= len(classes) <= MAX_CLASSES or mode != ("L" if shape[0] == 1 else "RGB"):
         raise ArtefactError(f"{path}: metadata does not fit the graph (classes, colour mode); export it again")
     return Metadata(
@@ -149,6 +159,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         mode=mode,
         conditional="lambda" in inputs,
         lam=lam,
+        widths=widths,
         lambda_threshold=threshold,
         conditioning=properties.get("conditioning"),
         noise=properties.get("noise"),

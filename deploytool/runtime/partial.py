@@ -20,11 +20,12 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.models.setting import check_lambda, check_threshold_value
+from deploytool.models.setting import check_lambda, check_threshold_value, check_width
 from deploytool.runtime.artefact import Artefact
 
 Array = np.ndarray[Any, Any]
 
+KNOBS = frozenset({"lambda", "width"})
 RANDOM_OPS = frozenset(
     {
         "RandomNormal",
@@ -38,35 +39,44 @@ RANDOM_OPS = frozenset(
 )
 
 
-def specialized_model(artefact: Artefact, lam: float, lambda_threshold: float | None = None) -> onnx.ModelProto:
-    """Return the plain model of one lambda, its metadata saying so as `deploytool.lambda`.
+def specialized_model(
+    artefact: Artefact, lam: float | None, lambda_threshold: float | None = None, width: float | None = None
+) -> onnx.ModelProto:
+    """Return the plain model of one lambda and width, its metadata saying so as `deploytool.lambda` and `.widths`.
 
     Args:
-        artefact: a conditional model.
-        lam: lambda in [0, 1].
+        artefact: a conditional or slimmable model.
+        lam: lambda in [0, 1]; None where the model takes none.
         lambda_threshold: 0 or 0.5, used instead of the file's own.
+        width: one of the file's; the widest where None.
 
     Raises:
-        InputError: lambda or threshold is out of range, or the model takes none.
+        InputError: lambda, threshold or width is out of range, or the model takes none.
         ArtefactError: the graph is damaged and cannot be evaluated.
     """
-    if not artefact.metadata.conditional:
-        raise InputError(f"{artefact.path} has no input `lambda`: it is a plain model already")
-    lam = check_lambda(lam)
+    if artefact.metadata.fixed:
+        raise InputError(f"{artefact.path} has no input `lambda` and no `width`: it is a plain model already")
+    lam, width = check_file_lambda(artefact, lam), check_file_width(artefact, width)
     constants = {tensor.name: tensor for tensor in artefact.model.graph.initializer}
-    constants["lambda"] = numpy_helper.from_array(np.array(lam, np.float32), "lambda")
+    for name, value in (("lambda", lam), ("width", width)):
+        if value is not None:
+            constants[name] = numpy_helper.from_array(np.array(value, np.float32), name)
     if lambda_threshold is not None:
         threshold = check_threshold(artefact, lambda_threshold)
         constants["lambda_threshold"] = numpy_helper.from_array(np.array(threshold, np.float32), "lambda_threshold")
     try:
-        return _plain_model(artefact, constants, lam, lambda_threshold)
+        return _plain_model(artefact, constants, lam, lambda_threshold, width)
     except Exception as error:  # whatever numpy, protobuf and the reference implementation say of a damaged graph
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise ArtefactError(f"{artefact.path} cannot be specialised ({reason}); export it again") from None
 
 
 def _plain_model(
-    artefact: Artefact, constants: dict[str, onnx.TensorProto], lam: float, lambda_threshold: float | None
+    artefact: Artefact,
+    constants: dict[str, onnx.TensorProto],
+    lam: float | None,
+    lambda_threshold: float | None,
+    width: float,
 ) -> onnx.ModelProto:
     nodes = evaluate_constant_part(artefact.model, constants)
     outputs = {value.name for value in artefact.model.graph.output}
@@ -75,7 +85,7 @@ def _plain_model(
     graph = helper.make_graph(
         nodes,
         artefact.model.graph.name,
-        [value for value in artefact.model.graph.input if value.name != "lambda"],
+        [value for value in artefact.model.graph.input if value.name not in KNOBS],
         list(artefact.model.graph.output),
         [tensor for name, tensor in constants.items() if name in used],
     )
@@ -86,11 +96,38 @@ def _plain_model(
         producer_name=artefact.model.producer_name,
     )
     properties = {p.key: p.value for p in artefact.model.metadata_props}
-    properties["deploytool.lambda"] = json.dumps(lam)
+    if len(artefact.metadata.widths) > 1:
+        properties["deploytool.widths"] = json.dumps([width])
+    if lam is not None:
+        properties["deploytool.lambda"] = json.dumps(lam)
     if lambda_threshold is not None:
         properties["deploytool.lambda_threshold"] = json.dumps(float(lambda_threshold))
     helper.set_model_props(model, properties)
     return model
+
+
+def check_file_lambda(artefact: Artefact, lam: float | None) -> float | None:
+    """Return lambda if the model accepts it, None where it takes none; raise InputError otherwise."""
+    metadata, path = artefact.metadata, artefact.path
+    if not metadata.conditional:
+        if lam is not None and lam != metadata.lam:
+            made = f"specialised for {metadata.lam:g}" if metadata.lam is not None else "plain"
+            raise InputError(f"lambda (={lam}) was given, but {path} is {made}; leave it out")
+        return None
+    if lam is None:
+        raise InputError(f"{path} needs a lambda in [0, 1]; 0 is for clean images, 1 for attacked ones")
+    return check_lambda(lam)
+
+
+def check_file_width(artefact: Artefact, width: float | None) -> float:
+    """Return a width that the file holds, the widest where None; raise InputError otherwise."""
+    widths = artefact.metadata.widths
+    if width is None:
+        return widths[-1]
+    if check_width(width) not in widths:
+        known = ", ".join(f"{each:g}" for each in widths)
+        raise InputError(f"width (={width:g}) is not in {artefact.path}; it holds {known}")
+    return width
 
 
 def check_threshold(artefact: Artefact, threshold: float) -> float:

@@ -20,6 +20,7 @@ def predict(
     lambda_threshold: float | None = None,
     top: int = 3,
     threads: int | None = None,
+    width: float | None = None,
 ) -> list[dict[str, Any]]:
     """Classify picture files.
 
@@ -30,6 +31,7 @@ def predict(
         lambda_threshold: 0 or 0.5, instead of the file's own.
         top: how many classes to list.
         threads: threads of one inference.
+        width: one of the file's widths; the widest where None.
 
     Returns:
         Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`.
@@ -40,12 +42,12 @@ def predict(
     if top < 1:
         raise InputError(f"top (={top}) must be at least 1")
     session = Session(model, threads=threads, lambda_threshold=lambda_threshold)
-    lam = session.check_lambda(lam)
+    lam, width = session.check_lambda(lam), session.check_width(width)
     predictions = []
     for start in range(0, len(images), BATCH):
         paths = images[start : start + BATCH]
         batch = np.concatenate([load_image(path, session.metadata) for path in paths])
-        for path, probabilities in zip(paths, softmax(session(batch, lam)), strict=True):
+        for path, probabilities in zip(paths, softmax(session(batch, lam, width)), strict=True):
             best = np.argsort(-probabilities, kind="stable")[:top]
             ranked = [{"class": session.metadata.classes[i], "probability": float(probabilities[i])} for i in best]
             predictions.append(

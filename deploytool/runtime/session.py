@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.models.setting import as_single, check_lambda
+from deploytool.models.setting import as_single
 from deploytool.runtime.artefact import Artefact, read_artefact
-from deploytool.runtime.partial import check_threshold, specialized_model
+from deploytool.runtime.partial import check_file_lambda, check_file_width, check_threshold, specialized_model
 from deploytool.runtime.threads import check_threads
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +25,7 @@ class Session:
         session = Session("model.onnx")
         logits = session(image, lam=0.3)
 
-    The first call with a new lambda specialises the graph to it (`deploytool.runtime.partial`); the last few
+    The first call with a new lambda or width specialises the graph to it (`deploytool.runtime.partial`); the last few
     specialised networks are kept. May be called from several threads at once.
 
     Args:
@@ -57,37 +57,40 @@ class Session:
         self.metadata = self._artefact.metadata
         self._threshold = None if lambda_threshold is None else check_threshold(self._artefact, lambda_threshold)
         self._keep = keep
-        self._plain: OrderedDict[float | None, Future[onnxruntime.InferenceSession]] = OrderedDict()
+        self._plain: OrderedDict[tuple[float | None, float], Future[onnxruntime.InferenceSession]] = OrderedDict()
         self._generic: onnxruntime.InferenceSession | None = None
         self._lock = threading.Lock()
-        if not self.metadata.conditional:
-            self._network(None)
+        if self.metadata.fixed:
+            self._network(None, self.check_width(None))
 
-    def __call__(self, image: Array, lam: float | None = None) -> Array:
+    def __call__(self, image: Array, lam: float | None = None, width: float | None = None) -> Array:
         """Classify images.
 
         Args:
             image: (N, C, H, W) float32 in [0, 1].
             lam: lambda in [0, 1]; required by a conditional model, refused by a plain one.
+            width: one of the file's widths; the widest where None.
 
         Returns:
             logits (N, K) float32.
 
         Raises:
-            InputError: shape, dtype, range or lambda are not as above.
+            InputError: shape, dtype, range, lambda or width are not as above.
         """
         image = self.check_image(image)
-        network = self._network(self.check_lambda(lam))
+        network = self._network(self.check_lambda(lam), self.check_width(width))
         return self._run(network, {"image": image})
 
-    def generic(self, image: Array, lam: float | None) -> Array:
-        """As `__call__`, on the graph as it stands in the file: slower, and nothing to prepare for a new lambda."""
-        image, value = self.check_image(image), self.check_lambda(lam)
+    def generic(self, image: Array, lam: float | None, width: float | None = None) -> Array:
+        """As `__call__`, on the graph as it stands in the file: slower, and nothing to prepare for a new setting."""
+        image = self.check_image(image)
+        knobs = {"lambda": self.check_lambda(lam), "width": self.check_width(width)}
         with self._lock:
             if self._generic is None:
                 self._generic = self._open(self._with_threshold())
-        feed = {"image": image} if value is None else {"image": image, "lambda": np.array(value, np.float32)}
-        return self._run(self._generic, feed)
+        taken = {value.name for value in self._artefact.model.graph.input}
+        feed = {name: np.array(value, np.float32) for name, value in knobs.items() if name in taken}
+        return self._run(self._generic, {"image": image, **feed})
 
     def check_image(self, image: Array) -> Array:
         """Return the image if the model accepts it; raise InputError with what is wrong otherwise."""
@@ -107,20 +110,15 @@ class Session:
 
     def check_lambda(self, lam: float | None) -> float | None:
         """Return lambda if the model accepts it; raise InputError with what is wrong otherwise."""
-        if not self.metadata.conditional:
-            if lam is not None and lam != self.metadata.lam:
-                made = f"specialised for {self.metadata.lam:g}" if self.metadata.lam is not None else "plain"
-                raise InputError(f"lambda (={lam}) was given, but {self._artefact.path} is {made}; leave it out")
-            return None
-        if lam is None:
-            raise InputError(
-                f"{self._artefact.path} needs a lambda in [0, 1]; 0 is for clean images, 1 for attacked ones"
-            )
-        return check_lambda(lam)
+        return check_file_lambda(self._artefact, lam)
 
-    def _network(self, lam: float | None) -> onnxruntime.InferenceSession:
-        """The network of a lambda; threads that want another one do not wait while it is made."""
-        key = None if lam is None else as_single(lam)
+    def check_width(self, width: float | None) -> float:
+        """Return a width that the file holds, the widest where None; raise InputError otherwise."""
+        return check_file_width(self._artefact, width)
+
+    def _network(self, lam: float | None, width: float) -> onnxruntime.InferenceSession:
+        """The network of a setting; threads that want another one do not wait while it is made."""
+        key = None if lam is None else as_single(lam), width
         with self._lock:
             made = self._plain.get(key)
             first = made is None
@@ -131,13 +129,17 @@ class Session:
             self._plain.move_to_end(key)
         if first:
             try:
-                model = self._artefact.model if lam is None else specialized_model(self._artefact, lam, self._threshold)
-                made.set_result(self._open(model))
+                made.set_result(self._open(self._plain_model(lam, width)))
             except BaseException as error:
                 with self._lock:
                     self._plain.pop(key, None)
                 made.set_exception(error)
         return made.result()
+
+    def _plain_model(self, lam: float | None, width: float) -> onnx.ModelProto:
+        if self.metadata.fixed:
+            return self._artefact.model
+        return specialized_model(self._artefact, lam, self._threshold, width)
 
     def _with_threshold(self) -> onnx.ModelProto:
         if self._threshold is None:

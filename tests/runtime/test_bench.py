@@ -104,7 +104,9 @@ def test_what_is_run_is_specialised_unless_generic(
     made: list[float] = []
     real = session_module.specialized_model
     monkeypatch.setattr(
-        session_module, "specialized_model", lambda artefact, lam, t=None: made.append(lam) or real(artefact, lam, t)
+        session_module,
+        "specialized_model",
+        lambda artefact, lam, *knobs: made.append(lam) or real(artefact, lam, *knobs),
     )
     run, used = prepare(trained_file, 1, 2, 0.3, generic)
     logits = run()

@@ -28,7 +28,7 @@ def metadata(channels: int, height: int, width: int) -> Metadata:
     return Metadata(
         name="m", method="standard", recipe="", classes=("a", "b"), shape=(channels, height, width),
         mode="L" if channels == 1 else "RGB", conditional=False, lam=None, lambda_threshold=None, conditioning=None,
-        noise=None,
+        noise=None, widths=(1.0,),
     )  # fmt: skip
 
 

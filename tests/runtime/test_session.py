@@ -50,9 +50,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     lambdas: list[float] = []
     real: Callable[..., onnx.ModelProto] = session_module.specialized_model
 
-    def counting(artefact: Any, lam: float, threshold: float | None = None) -> onnx.ModelProto:
+    def counting(artefact: Any, lam: float, *knobs: float | None) -> onnx.ModelProto:
         lambdas.append(lam)
-        return real(artefact, lam, threshold)
+        return real(artefact, lam, *knobs)
 
     monkeypatch.setattr(session_module, "specialized_model", counting)
     return lambdas
