@@ -19,8 +19,9 @@ from deploytool.data.datasets import Images, dataset_info, load_dataset
 from deploytool.evaluation import evaluate
 from deploytool.export.artefact import export
 from deploytool.models.factory import build_model
-from deploytool.recipe import FloatMethod, Recipe, make_recipe
+from deploytool.recipe import FloatMethod, OatMethod, Recipe, make_recipe
 from deploytool.runtime.bench import bench
+from deploytool.runtime.specialize import specialize
 from deploytool.training.loop import train
 from deploytool.training.run import checkpoint_path, create_run, load_run
 
@@ -113,15 +114,18 @@ def _export(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
 def _bench(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     file = earlier["export"]["file"]
     result = {"specialized": bench(file)}
-    if isinstance(recipe.method, FloatMethod):
+    if isinstance(recipe.method, FloatMethod | OatMethod):
         result["generic"] = bench(file, generic=True)
     return result
 
 
 def _cost(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
-    """Price the file by all three methods of paper 5; per layer for the recipe's own."""
+    """Price the file, at its widest, by all three methods of paper 5; per layer for the recipe's own."""
     file = earlier["export"]["file"]
-    own = "float" if isinstance(recipe.method, FloatMethod) else "plain"
+    if len(recipe.model.widths) > 1:
+        lam = 0.0 if isinstance(recipe.method, FloatMethod | OatMethod) else None
+        file = specialize(file, lam, run / "stages" / "widest.onnx")["file"]
+    own = recipe.method.name if isinstance(recipe.method, FloatMethod | OatMethod) else "plain"
     reports = {method: cost_of(file, method).to_dict() for method in ("plain", "float", "oat")}
     return {"method": own, "report": reports[own], "totals": {name: r["totals"] for name, r in reports.items()}}
 

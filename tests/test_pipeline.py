@@ -85,6 +85,18 @@ def test_it_goes_on_at_the_first_unfinished_stage(small_recipe: Recipe, tmp_path
     assert (run / "model.onnx").exists()
 
 
+@pytest.mark.parametrize("method", ["standard", "oat"])
+def test_every_method_goes_through_slim_and_sparse(method: str, tmp_path: Path) -> None:
+    overrides = ["model.arch=resnet8", "optimizer.epochs=1", "attack.steps=1", "evaluate.attacks=fgsm"]
+    more = ["model.widths=[0.5, 1.0]", "sparsity={density: 0.3}", "evaluate.images=50", "evaluate.lambdas=[0, 1]"]
+    changes = [f"method={{name: {method}}}", "pipeline.compare=null", "evaluate.conditionings=null"]
+    recipe = load_recipe(RECIPE, [*overrides, *more, *changes])
+    result = pipeline.run_pipeline(recipe, tmp_path / "run")
+    text = summary(result)
+    assert "width" in text.splitlines()[2] and "65 nm ASIC" in text
+    assert Session(tmp_path / "run" / "model.onnx").metadata.widths == (0.5, 1.0)
+
+
 def test_a_run_of_another_recipe_is_refused(finished: dict, small_recipe: Recipe) -> None:
     other = small_recipe.model_copy(update={"seed": 5})
     with pytest.raises(RunError, match="seed 0 -> 5"):

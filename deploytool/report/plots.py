@@ -28,7 +28,7 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.25, 1])
     top, bottom = halves
     panels = top.subplots(1, len(values), sharey=True, squeeze=False)[0]
-    lines = list(dict.fromkeys((row["conditioning"], row["lambda_threshold"]) for row in rows))
+    lines = list(dict.fromkeys(_line(row) for row in rows))
     legend: dict[str, Any] = {}
     for panel, value in zip(panels, values, strict=True):
         _tradeoff_panel(panel, [row for row in rows if row["value"] == value], lines)
@@ -53,20 +53,26 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
             figure.savefig(aside, format=suffix[1:], dpi=130)
 
 
-def _tradeoff_panel(panel: Any, rows: Sequence[dict[str, Any]], lines: Sequence[tuple[Any, Any]]) -> None:
+def _tradeoff_panel(panel: Any, rows: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
     """Draw one panel; a line has the same colour and marker in every panel."""
-    for index, (conditioning, threshold) in enumerate(lines):
-        chosen = sorted(
-            (row for row in rows if (row["conditioning"], row["lambda_threshold"]) == (conditioning, threshold)),
-            key=lambda row: row["lambda"] or 0,
-        )
+    for index, name in enumerate(lines):
+        chosen = sorted((row for row in rows if _line(row) == name), key=lambda row: row["lambda"] or 0)
         if not chosen:
             continue
-        x = [row["lambda"] for row in chosen]
-        name = conditioning if threshold is None else f"{conditioning}, threshold {threshold:g}"
+        x = [row["lambda"] or 0 for row in chosen]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         panel.plot(x, [row["clean_accuracy"] for row in chosen], color=colour, marker=marker, linestyle="--")
         panel.plot(x, [row["robust_accuracy"] for row in chosen], color=colour, marker=marker, mfc="white", label=name)
     panel.set_xlabel("lambda")
     panel.set_ylim(-0.02, 1.02)
     panel.grid(alpha=0.3)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """What tells the lines of a panel apart."""
+    parts = [row["conditioning"] or "no condition"]
+    if row["lambda_threshold"] is not None:
+        parts.append(f"threshold {row['lambda_threshold']:g}")
+    if row.get("width", 1.0) != 1:
+        parts.append(f"width {row['width']:g}")
+    return ", ".join(parts)

@@ -33,9 +33,11 @@ def comparison_table(rows: Sequence[Row], key: str, tablefmt: str = "simple") ->
     """Render rows of one attack over several values of a recipe key: clean / robust accuracy per lambda."""
     lambdas = list(dict.fromkeys(row["lambda"] for row in rows))
     cells: dict[tuple[str, str, str], dict[Any, str]] = {}
+    several = len({row["width"] for row in rows}) > 1
     for row in rows:
         conditioning, threshold, _ = _setting_cells(_setting(row))
-        line = cells.setdefault((row["value"], conditioning, threshold), {})
+        value = f"{row['value']}, width {row['width']:g}" if several else row["value"]
+        line = cells.setdefault((value, conditioning, threshold), {})
         line[row["lambda"]] = f"{row['clean_accuracy']:.3f} / {row['robust_accuracy']:.3f}"
     table = [[*names, *(line.get(lam, "") for lam in lambdas)] for names, line in cells.items()]
     heads = [key, "conditioning", "threshold", *("" if lam is None else f"lambda {lam:g}" for lam in lambdas)]
