@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -9,6 +10,9 @@ from deploytool.export.artefact import export, export_untrained
 from deploytool.recipe import Recipe, load_recipe
 from deploytool.training.loop import train
 from deploytool.training.run import Run, load_run
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow machine is no wrong answer
+hypothesis.settings.load_profile("any machine")
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = ["model.arch=resnet8", "optimizer.epochs=2", "attack.steps=2"]
