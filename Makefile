@@ -2,14 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= recipes/digits-float.yaml
+WEB := tests/consumers/web
+NPM := $(shell command -v npm 2>/dev/null)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test web lint format bench clean
 
 demo: .venv/.installed  ## train, evaluate, export, bench and cost the digits recipe
 	$(BIN)/deploytool pipeline $(RECIPE)
 
-test: .venv/.installed  ## all tests
+test: .venv/.installed  ## all tests; the one in a browser is skipped where npm or Chromium is missing
+	$(if $(NPM),-@$(MAKE) --no-print-directory web)
 	$(BIN)/python -m pytest
+
+web: $(WEB)/node_modules/.package-lock.json  ## onnxruntime-web, for the test in a browser
+
+$(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
+	npm ci --prefix $(WEB) --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 lint: .venv/.installed  ## style and types
 	$(BIN)/ruff check .
@@ -33,4 +42,4 @@ bench: .venv/.installed  ## ratios of things run interleaved in one process
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(WEB)/node_modules
