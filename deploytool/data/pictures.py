@@ -1,19 +1,15 @@
 """From folders of PNG and JPEG files to arrays."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from deploytool.data.images import Array
 from deploytool.errors import DataError, InputError
 from deploytool.progress import progress_bar
-from deploytool.runtime.artefact import Metadata
-from deploytool.runtime.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, SIXTEEN_BIT, load_image
+from deploytool.runtime.images import SIXTEEN_BIT, load_image, opened_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_TOTAL_BYTES = 8 << 30
@@ -33,7 +29,7 @@ class Header:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The part of a model's metadata that `load_image` looks at."""
+    """What `load_image` has to make of a picture where there is no model yet."""
 
     shape: tuple[int, int, int]
     mode: str
@@ -58,21 +54,13 @@ def read_header(file: Path) -> Header:
         DataError: the file is no PNG or JPEG, unreadable or larger than 64 MiB or 64 million pixels.
     """
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{file} has {file.stat().st_size} bytes; at most {MAX_FILE_BYTES}")
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as picture:
-            warnings.simplefilter("ignore")  # Pillow's own, milder bomb warning; ours is the next line
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{file} has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all")
+        with opened_picture(file) as picture:
             width, height = picture.size
             if picture.getexif().get(_ORIENTATION) in _TRANSPOSED:
                 width, height = height, width
             return Header(width, height, picture.mode in _GREY)
-    except UnidentifiedImageError:
-        raise DataError(f"{file} is no PNG or JPEG picture; repair or remove it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise DataError(f"{file} cannot be read as a picture: {reason}; repair or remove it") from None
+    except InputError as error:
+        raise DataError(f"{error}; repair or remove it") from None
 
 
 def read_pictures(files: Sequence[Path], shape: tuple[int, int, int], title: str) -> Array:
@@ -94,7 +82,7 @@ def read_pictures(files: Sequence[Path], shape: tuple[int, int, int], title: str
             f"{len(files)} pictures of {shape[2]}x{shape[1]} pixels unpack to more than {MAX_TOTAL_BYTES} bytes; "
             "use fewer, or make them smaller with data.image_size"
         )
-    wanted = cast(Metadata, _Wanted(shape, "L" if shape[0] == 1 else "RGB"))
+    wanted = _Wanted(shape, "L" if shape[0] == 1 else "RGB")
     pixels = np.empty((len(files), *shape), np.uint8)
     with progress_bar(title, len(files)) as bar:
         for row, file in enumerate(files):

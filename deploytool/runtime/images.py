@@ -2,14 +2,15 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deploytool.errors import InputError
-from deploytool.runtime.artefact import Metadata
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +20,17 @@ FORMATS = ("PNG", "JPEG")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def load_image(path: str | os.PathLike[str], metadata: Metadata) -> Array:
+class Wanted(Protocol):
+    """What a picture is to become: (C, H, W), and `L` or `RGB`; a model's metadata say so."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+
+
+def load_image(path: str | os.PathLike[str], metadata: Wanted) -> Array:
     """Read a PNG or JPEG file as the model's input.
 
     The camera's orientation tag is applied; transparency is laid over black; 16-bit greys are scaled to [0, 1];
@@ -35,6 +46,13 @@ def load_image(path: str | os.PathLike[str], metadata: Metadata) -> Array:
     Raises:
         InputError: the file is absent, too large, damaged, or neither PNG nor JPEG.
     """
+    with opened_picture(path) as picture:
+        return _to_array(ImageOps.exif_transpose(picture), metadata)
+
+
+@contextmanager
+def opened_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open a PNG or JPEG file within its bounds; whatever is wrong with it, then or inside, is an InputError."""
     file = Path(path)
     try:
         size = file.stat().st_size
@@ -45,7 +63,7 @@ def load_image(path: str | os.PathLike[str], metadata: Metadata) -> Array:
             with Image.open(file, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise InputError(f"{file} has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS} in all")
-                array = _to_array(ImageOps.exif_transpose(picture), metadata)
+                yield picture
     except UnidentifiedImageError:
         raise InputError(f"{file} is no PNG or JPEG picture") from None
     except Image.DecompressionBombError:
@@ -53,10 +71,9 @@ def load_image(path: str | os.PathLike[str], metadata: Metadata) -> Array:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise InputError(f"{file} cannot be read as a picture: {reason}") from None
-    return array
 
 
-def _to_array(picture: Image.Image, metadata: Metadata) -> Array:
+def _to_array(picture: Image.Image, metadata: Wanted) -> Array:
     _, height, width = metadata.shape
     if picture.mode in SIXTEEN_BIT:
         grey = np.clip(np.asarray(picture, np.float32) / 65535, 0, 1)
