@@ -44,8 +44,10 @@ def test_every_optional_package_that_the_source_imports_is_asked_for() -> None:
 
 
 def test_an_installed_extra_passes(monkeypatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: object())
+    asked = []
+    monkeypatch.setattr(extras, "find_spec", lambda name: asked.append(name) or object())
     require_extra("train")
+    assert asked == list(EXTRAS["train"])
 
 
 def test_only_the_missing_packages_are_named_with_the_command(monkeypatch) -> None:
