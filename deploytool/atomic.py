@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it to `path` on success, remove it on any failure.
 
-    The temporary name carries the process id, so that two writers never share one. A process that is killed
+    The temporary name carries the process and thread id, so that two writers never share one. A process that is killed
     leaves at most such a file behind, never a damaged `path`.
 
     Raises:
@@ -20,7 +21,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         yield aside
         with aside.open("rb") as written:

@@ -13,10 +13,15 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from deploytool.errors import ArtefactError
+from deploytool.runtime.graph import Graph, take_apart
+from deploytool.runtime.ranges import Ranges, read_ranges
+from deploytool.runtime.validation import check_graph, check_tensors
 
 MAX_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
 MAX_CLASSES = 1_000_000
 MAX_IMAGE_VALUES = 1 << 26
+MAX_WIDTHS = 64
+SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)  # of If, Loop and Scan, which may never end
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class Metadata:
         lam: the lambda of a specialised file, else None.
         widths: the widths that the file holds, ascending.
         lambda_threshold, conditioning, noise: as built in; None for a plain model.
+        stored_sparse: whether weights are to be restored from sparse ones (`deploytool.export.compress`).
+        ranges: of the activations, in a file to specialise that was exported with `--quantize int8`.
+        precision: of a plain network: `int8`, `float32`, or None where the file does not say.
     """
 
     name: str
@@ -46,6 +54,9 @@ class Metadata:
     lambda_threshold: float | None
     conditioning: str | None
     noise: str | None
+    stored_sparse: bool = False
+    ranges: Ranges | None = None
+    precision: str | None = None
 
     @property
     def fixed(self) -> bool:
@@ -55,10 +66,18 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Artefact:
-    """An exported model in memory: where it came from, its graph, its metadata."""
+    """An exported model in memory.
+
+    Attributes:
+        path: where it came from, for messages.
+        graph: its graph, and what of it depends on no input already computed.
+        properties: its metadata as they stand in the file.
+        metadata: what they mean.
+    """
 
     path: Path
-    model: onnx.ModelProto
+    graph: Graph
+    properties: dict[str, str]
     metadata: Metadata
 
 
@@ -96,8 +115,23 @@ def read_artefact(path: str | os.PathLike[str]) -> Artefact:
     Raises:
         ArtefactError: as `read_onnx`, or the metadata is absent, damaged or does not fit the graph.
     """
-    model = read_onnx(path)
-    return Artefact(Path(path), model, read_metadata(Path(path), model))
+    return artefact_of(Path(path), read_onnx(path))
+
+
+def artefact_of(path: Path, model: onnx.ModelProto) -> Artefact:
+    """Take a model apart into an artefact; `path` is for messages. Raises ArtefactError as `read_artefact` does."""
+    metadata = read_metadata(path, model)
+    nested = [node for node in model.graph.node if any(a.type in SUBGRAPHS for a in node.attribute)]
+    if nested or model.functions or model.graph.sparse_initializer:
+        what = nested[0].op_type if nested else "a function" if model.functions else "a sparse tensor"
+        raise ArtefactError(f"{path} contains {what}, which deploytool never writes; export it again")
+    try:
+        check_tensors(model)
+        graph = take_apart(model)
+        check_graph(graph, metadata.widths)
+    except Exception as error:  # whatever numpy, protobuf and onnx say of a damaged graph
+        raise ArtefactError(f"{path}: damaged graph ({' '.join(str(error).split())[:160]}); export it again") from None
+    return Artefact(path, graph, {p.key: p.value for p in model.metadata_props}, metadata)
 
 
 def _tensors(graphs: Iterable[onnx.GraphProto]) -> Iterator[onnx.TensorProto]:
@@ -137,19 +171,29 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
     if len(shape) != 3 or not all(size > 0 for size in shape) or prod(shape) > MAX_IMAGE_VALUES:
         raise ArtefactError(
             f"{path}: input `image` must be (N, C, H, W) with fixed C, H, W, at most {MAX_IMAGE_VALUES} values; "
-            f"got {shape}"
+            f"got {str(shape)[:80]}"
         )
     try:
         classes = tuple(str(name) for name in _json(properties["classes"], list))
         mode = _json(properties["preprocessing"], dict)["mode"]
         lam, threshold = _number(properties.get("lambda")), _number(properties.get("lambda_threshold"))
         widths = tuple(_number(str(width)) or 0.0 for width in _json(properties.get("widths", "[1.0]"), list))
+        ranges = read_ranges(properties["quantization"]) if "quantization" in properties else None
+        if properties.get("precision") not in (None, "int8", "float32"):
+            raise ValueError(f"precision {properties['precision'][:40]}")
+        if properties.get("conditioning") not in (None, "switch", "interpolate"):
+            raise ValueError(f"conditioning {properties['conditioning'][:40]}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtefactError(f"{path}: damaged metadata ({str(error)[:120]}); export it again") from None
-    if not widths or not all(widths) or (len(widths) > 1) != ("width" in inputs):
-        raise ArtefactError(f"{path}: metadata does not fit the graph (widths {list(widths)}); export it again")
+        reason = " ".join(str(error).split())[:120]
+        raise ArtefactError(f"{path}: damaged metadata ({reason}); export it again") from None
+    ascending = 1 <= len(widths) <= MAX_WIDTHS and all(widths) and list(widths) == sorted(set(widths))
+    if not ascending or (len(widths) > 1) != ("width" in inputs):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (widths {str(widths)[:80]}); export it again")
     if not 2 <= len(classes) <= MAX_CLASSES or mode != ("L" if shape[0] == 1 else "RGB"):
         raise ArtefactError(f"{path}: metadata does not fit the graph (classes, colour mode); export it again")
+    thresholds = (0.0, 0.5) if any(t.name == "lambda_threshold" for t in model.graph.initializer) else (None,)
+    if ranges is not None and not ranges.cover(thresholds, widths):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (activation ranges); export it again")
     return Metadata(
         name=properties.get("name", path.stem),
         method=properties.get("method", ""),
@@ -163,6 +207,9 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         lambda_threshold=threshold,
         conditioning=properties.get("conditioning"),
         noise=properties.get("noise"),
+        stored_sparse=properties.get("storage") == "sparse",
+        ranges=ranges,
+        precision=properties.get("precision"),
     )
 
 

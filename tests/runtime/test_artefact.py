@@ -167,6 +167,64 @@ def test_external_data_hidden_in_nodes_is_refused(
         read_onnx(edited(trained_file, tmp_path / "x.onnx", edit))
 
 
+def add_control_flow(model: onnx.ModelProto) -> None:
+    body = helper.make_graph([], "body", [], [helper.make_tensor_value_info("ready", TensorProto.BOOL, [])])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "ready"))
+    model.graph.node.append(helper.make_node("If", ["ready"], ["chosen"], then_branch=body, else_branch=body))
+
+
+def add_endless_loop(model: onnx.ModelProto) -> None:
+    again = helper.make_tensor_value_info("again", TensorProto.BOOL, [])
+    turn = helper.make_tensor_value_info("turn", TensorProto.INT64, [])
+    body = helper.make_graph([helper.make_node("Identity", ["go"], ["again"])], "body", [turn], [again])
+    body.input.append(helper.make_tensor_value_info("go", TensorProto.BOOL, []))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "ready"))
+    model.graph.node.insert(0, helper.make_node("Loop", ["", "ready"], [], body=body))
+
+
+def add_scan(model: onnx.ModelProto) -> None:
+    pixel = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("in", "out")]
+    body = helper.make_graph([helper.make_node("Identity", ["in"], ["out"])], "body", pixel[:1], pixel[1:])
+    model.graph.node.append(helper.make_node("Scan", ["logits"], ["scanned"], body=body, num_scan_inputs=1))
+
+
+def add_graphs_attribute(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("bodies", [helper.make_graph([], "body", [], [])]))
+
+
+def add_function(model: onnx.ModelProto) -> None:
+    node, opset = helper.make_node("Relu", ["x"], ["y"]), helper.make_opsetid("", 18)
+    model.functions.append(helper.make_function("own", "Rectify", ["x"], ["y"], [node], [opset]))
+
+
+def add_sparse_tensor(model: onnx.ModelProto) -> None:
+    values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
+    places = numpy_helper.from_array(np.zeros(1, np.int64))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [10**9]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (add_control_flow, "If"),
+        (add_endless_loop, "Loop"),
+        (add_scan, "Scan"),
+        (add_graphs_attribute, "[A-Z][a-z]+"),
+        (add_function, "a function"),
+        (add_sparse_tensor, "a sparse tensor"),
+    ],
+)
+def test_what_deploytool_never_writes_is_refused(
+    edit: Callable[[onnx.ModelProto], None], what: str, trained_file: Path, tmp_path: Path
+) -> None:
+    """Loops may never end, and nothing here walks subgraphs; any other ONNX file is still read by `read_onnx`."""
+    file = edited(trained_file, tmp_path / "x.onnx", edit)
+    assert read_onnx(file).graph.node
+    with pytest.raises(ArtefactError, match=rf"x\.onnx contains ({what}), which deploytool never writes") as caught:
+        read_artefact(file)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -249,7 +307,7 @@ def test_flipped_bytes_give_an_answer_or_one_of_our_errors(
     file = tmp_path / "flipped.onnx"
     file.write_bytes(damaged)
     try:
-        session = Session(file, threads=1)
+        session = Session(file, threads=1, background=False)
         lam = 0.3 if session.metadata.conditional else None
         image = np.zeros((2, *session.metadata.shape), np.float32)
         for logits in (session(image, lam), session.generic(image, lam)):

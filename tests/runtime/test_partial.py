@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.runtime.artefact import Artefact, read_artefact, read_metadata
+from deploytool.runtime.artefact import Artefact, artefact_of, read_artefact, read_metadata
+from deploytool.runtime.graph import Graph, assemble, take_apart
 from deploytool.runtime.partial import (
+    check_outputs,
     check_threshold,
-    evaluate_constant_part,
+    evaluate,
     fold_batch_norms,
+    select_outputs,
     specialized_model,
 )
 
@@ -81,7 +85,7 @@ def tiny(extra_nodes: list[onnx.NodeProto] | None = None, extra_outputs: list[st
     outputs = [value("logits", ["N", 2]), *(value(name, ["N", 2, 2, 2]) for name in extra_outputs or [])]
     model = model_of(nodes, [value("image", ["N", 1, 2, 2]), value("lambda", [])], outputs, tensors)
     onnx.checker.check_model(model, full_check=True)
-    return Artefact(Path("tiny.onnx"), model, read_metadata(Path("tiny.onnx"), model))
+    return artefact_of(Path("tiny.onnx"), model)
 
 
 def run(model: onnx.ModelProto, **feed: Array) -> list[Array]:
@@ -89,6 +93,11 @@ def run(model: onnx.ModelProto, **feed: Array) -> list[Array]:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feed)
+
+
+def written(graph: Graph) -> bytes:
+    """A graph as bytes: equal bytes are equal graphs."""
+    return assemble(graph).SerializeToString(deterministic=True)
 
 
 def tensors_of(model: onnx.ModelProto) -> dict[str, Array]:
@@ -99,13 +108,13 @@ def ops(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-def with_threshold(model: onnx.ModelProto, threshold: float) -> onnx.ModelProto:
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
-        if tensor.name == "lambda_threshold":
+def stored(file: Path, threshold: float | None = None) -> onnx.ModelProto:
+    """The generic graph as it stands in the file, read by onnx alone, with another threshold where one is given."""
+    model = onnx.load(str(file))
+    for tensor in model.graph.initializer:
+        if tensor.name == "lambda_threshold" and threshold is not None:
             tensor.CopyFrom(floats(tensor.name, threshold))
-    return changed
+    return model
 
 
 # lambda = 1/2: weight = (2.5, -2.75), gamma = (2, 1.5), a = gamma / sqrt(var) = (1, 3);
@@ -134,18 +143,23 @@ def test_metadata_and_opset_are_kept_and_lambda_is_noted() -> None:
     source = tiny()
     model = specialized_model(source, 0.25)
     properties = {p.key: p.value for p in model.metadata_props}
-    assert properties.pop("deploytool.lambda") == "0.25"
-    assert properties == {p.key: p.value for p in source.model.metadata_props}
-    assert model.opset_import == source.model.opset_import and model.ir_version == source.model.ir_version
+    assert properties.pop("deploytool.lambda") == "0.25" and properties.pop("deploytool.precision") == "float32"
+    assert properties == {
+        "deploytool.version": "0",
+        "deploytool.classes": '["a", "b"]',
+        "deploytool.preprocessing": '{"mode": "L"}',
+        "other.tool": "kept",
+    }
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)] and model.ir_version == 10
     metadata = read_metadata(Path("x.onnx"), model)
     assert metadata.lam == 0.25 and not metadata.conditional
 
 
 def test_the_source_is_not_changed() -> None:
     source = tiny()
-    before = source.model.SerializeToString()
+    before, properties = written(source.graph), dict(source.properties)
     specialized_model(source, 0.5)
-    assert source.model.SerializeToString() == before
+    assert written(source.graph) == before and source.properties == properties
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
@@ -154,7 +168,7 @@ def test_the_special_answer_is_the_generic_one(lam: float, threshold: float, tra
     artefact = read_artefact(trained_file)
     images = np.random.default_rng(1).random((5, 1, 8, 8), np.float32)
     special = run(specialized_model(artefact, lam, threshold), image=images)[0]
-    generic = run(with_threshold(artefact.model, threshold), image=images, **{"lambda": np.array(lam, np.float32)})[0]
+    generic = run(stored(trained_file, threshold), image=images, **{"lambda": np.array(lam, np.float32)})[0]
     np.testing.assert_allclose(special, generic, rtol=0, atol=1e-4)
 
 
@@ -162,7 +176,7 @@ def test_the_special_answer_is_the_generic_one(lam: float, threshold: float, tra
 def test_the_special_answer_is_the_generic_one_with_interpolation(lam: float, trained_interpolate_file: Path) -> None:
     artefact = read_artefact(trained_interpolate_file)
     images = np.random.default_rng(1).random((5, 1, 8, 8), np.float32)
-    generic = run(artefact.model, image=images, **{"lambda": np.array(lam, np.float32)})[0]
+    generic = run(stored(trained_interpolate_file), image=images, **{"lambda": np.array(lam, np.float32)})[0]
     np.testing.assert_allclose(run(specialized_model(artefact, lam), image=images)[0], generic, rtol=0, atol=1e-4)
 
 
@@ -170,7 +184,7 @@ def test_the_special_answer_of_a_deep_network_is_the_generic_one(resnet34_file: 
     artefact = read_artefact(resnet34_file)
     images = np.random.default_rng(1).random((1, 3, 32, 32), np.float32)
     special = run(specialized_model(artefact, 0.7), image=images)[0]
-    generic = run(artefact.model, image=images, **{"lambda": np.array(0.7, np.float32)})[0]
+    generic = run(stored(resnet34_file), image=images, **{"lambda": np.array(0.7, np.float32)})[0]
     np.testing.assert_allclose(special, generic, rtol=0, atol=1e-4 * max(1, float(np.abs(generic).max())))
 
 
@@ -180,8 +194,8 @@ def test_threshold_decides_which_batch_norms_are_built_in(trained_file: Path) ->
     images = np.random.default_rng(1).random((5, 1, 8, 8), np.float32)
     low, high = (run(specialized_model(artefact, 0.3, t), image=images)[0] for t in (0.0, 0.5))
     assert np.abs(low - high).max() > 1e-3
-    stored = {p.key: p.value for p in specialized_model(artefact, 0.3, 0.5).metadata_props}
-    assert stored["deploytool.lambda_threshold"] == "0.5"
+    noted = {p.key: p.value for p in specialized_model(artefact, 0.3, 0.5).metadata_props}
+    assert noted["deploytool.lambda_threshold"] == "0.5"
 
 
 @pytest.mark.parametrize("name", ["trained_file", "trained_interpolate_file", "resnet34_file"])
@@ -238,44 +252,179 @@ def test_a_threshold_where_the_graph_has_none_is_refused(trained_interpolate_fil
         specialized_model(read_artefact(trained_interpolate_file), 0.3, 0.5)
 
 
-@pytest.mark.parametrize("damage", ["shape", "operator"])
-def test_a_graph_that_cannot_be_evaluated_is_an_artefact_error(damage: str) -> None:
+def test_a_graph_that_cannot_be_evaluated_is_an_artefact_error() -> None:
     source = tiny()
-    if damage == "shape":
-        tensor = next(tensor for tensor in source.model.graph.initializer if tensor.name == "eta")
-        tensor.CopyFrom(floats("eta", [[[[1]]], [[[2]]], [[[3]]]]))
-    else:
-        source.model.graph.node[0].op_type = "NoSuchOperator"
+    constants = {**source.graph.constants, "eta": np.ones((3, 1, 1, 1), np.float32)}
+    damaged = replace(source, graph=replace(source.graph, constants=constants))
     with pytest.raises(ArtefactError, match=r"tiny\.onnx cannot be specialised") as caught:
-        specialized_model(source, 0.5)
+        specialized_model(damaged, 0.5)
     assert "\n" not in str(caught.value)
 
 
-def convolution_and_norm(**norm: Any) -> tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto]]:
+@pytest.mark.parametrize(("domain", "op"), [("", "NoSuchOperator"), ("", "Sigmoid"), ("some.vendor", "Mul")])
+def test_an_operator_not_known_here_stays_with_what_reads_it(domain: str, op: str) -> None:
+    source = tiny().graph
+    node = helper.make_node(op, ["lambda", "eta"], ["shift"], domain=domain)
+    left = evaluate(replace(source, nodes=(node, *source.nodes[1:])), {"lambda": np.array(0.5, np.float32)})
+    assert [n.op_type for n in left.nodes] == [
+        op,
+        "Add",
+        "Conv",
+        "BatchNormalization",
+        "GlobalAveragePool",
+        "Flatten",
+    ]
+    np.testing.assert_array_equal(left.constants["gamma"], [2, 1.5])
+    assert set(left.constants) == {"lambda", "eta", "theta", "bias", "gamma", "beta", "mean", "var"}
+    assert fold_batch_norms(left).nodes == left.nodes, "the convolution's weight is not constant"
+
+
+def test_a_weight_that_onnxruntime_has_to_compute_is_its_to_compute() -> None:
+    """Sigmoid is not among the operators computed here: eta becomes sigmoid(0) = 1/2, and nothing is folded."""
+    source = tiny()
+    nodes = (helper.make_node("Sigmoid", ["zeros"], ["eta"]), *source.graph.nodes)
+    constants = {name: value for name, value in source.graph.constants.items() if name != "eta"}
+    constants["zeros"] = np.zeros((2, 1, 1, 1), np.float32)
+    model = specialized_model(replace(source, graph=replace(source.graph, nodes=nodes, constants=constants)), 0.5)
+    assert ops(model) == ["Sigmoid", "Mul", "Add", "Conv", "BatchNormalization", "GlobalAveragePool", "Flatten"]
+    # weight = (2, -3) + 1/4, gamma = (2, 1.5), a = (1, 3), so logits = ((2.5 - 1) + 0.5, (-1.75 + 1) * 3 - 1)
+    np.testing.assert_allclose(run(model, image=np.ones((1, 1, 2, 2), np.float32))[0], [[2, -3.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("domain", "op"), [("", "NoSuchOperator"), ("", "RandomNormalLike"), ("some.vendor", "Mul")])
+def test_an_operator_that_deploytool_never_writes_never_reaches_onnxruntime(domain: str, op: str) -> None:
+    source = tiny()
+    node = helper.make_node(op, ["lambda", "eta"], ["shift"], domain=domain)
+    damaged = replace(source, graph=replace(source.graph, nodes=(node, *source.graph.nodes[1:])))
+    with pytest.raises(ArtefactError, match=rf"tiny\.onnx cannot be specialised \(.*{op}, which deploytool never"):
+        specialized_model(damaged, 0.5)
+
+
+SEVERAL = ("logits", "reasoning", "saliency")
+
+
+def several() -> Artefact:
+    """`tiny` with two more outputs: a Gemm on the pooled channels, and the image times a factor made from lambda."""
+    single = tiny()
+    nodes = [
+        helper.make_node("Flatten", ["p"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "concepts"], ["reasoning"]),
+        helper.make_node("Mul", ["lambda", "heat"], ["factor"]),
+        helper.make_node("Mul", ["image", "factor"], ["saliency"]),
+    ]
+    more = {"concepts": np.array([[1, 2, 3], [4, 5, 6]], np.float32), "heat": np.array(3, np.float32)}
+    outputs = (value("logits", ["N", 2]), value("reasoning", ["N", 3]), value("saliency", ["N", 1, 2, 2]))
+    graph = single.graph
+    graph = replace(graph, nodes=(*graph.nodes, *nodes), constants={**graph.constants, **more}, outputs=outputs)
+    model = assemble(graph, single.properties)
+    onnx.checker.check_model(model, full_check=True)
+    return artefact_of(Path("several.onnx"), model)
+
+
+def test_logits_alone_drop_what_other_outputs_need() -> None:
+    image = np.random.default_rng(0).random((3, 1, 2, 2), np.float32)
+    model, alone = specialized_model(several(), 0.5), specialized_model(tiny(), 0.5)
+    assert [each.name for each in model.graph.output] == ["logits"]
+    assert ops(model) == ops(alone) and set(tensors_of(model)) == set(tensors_of(alone))
+    np.testing.assert_array_equal(run(model, image=image)[0], run(alone, image=image)[0])
+
+
+# With lambda = 1/2 an image of ones gives the pooled channels (2.25, -3.25), as worked out above;
+# reasoning = (2.25 - 13, 4.5 - 16.25, 6.75 - 19.5), saliency = 1 * 3 / 2.
+@pytest.mark.parametrize("wanted", [SEVERAL, ("logits", "reasoning"), ("saliency",), ("reasoning", "logits")])
+def test_the_wanted_outputs_are_kept_in_the_files_order(wanted: tuple[str, ...]) -> None:
+    model = specialized_model(several(), 0.5, outputs=wanted)
+    onnx.checker.check_model(model, full_check=True)
+    names = [each.name for each in model.graph.output]
+    assert names == [name for name in SEVERAL if name in wanted]
+    answers = dict(zip(names, run(model, image=np.ones((1, 1, 2, 2), np.float32)), strict=True))
+    expected = {"logits": [2.25, -3.25], "reasoning": [-10.75, -11.75, -12.75], "saliency": [1.5] * 4}
+    for name in names:
+        np.testing.assert_allclose(answers[name].ravel(), expected[name], rtol=1e-6)
+    assert ("concepts" in tensors_of(model)) == ("Gemm" in ops(model)) == ("reasoning" in wanted)
+    assert ("Conv" in ops(model)) == (wanted != ("saliency",))
+
+
+def test_selecting_changes_neither_the_graph_nor_an_output_that_is_an_input_or_a_constant() -> None:
+    graph = several().graph
+    graph = replace(graph, outputs=(*graph.outputs, value("lambda", []), value("eta", [2, 1, 1, 1])))
+    before = written(graph)
+    selected = select_outputs(graph, ["lambda", "eta"])
+    assert selected.nodes == () and set(selected.constants) == {"eta"} and written(graph) == before
+    assert [each.name for each in selected.outputs] == ["lambda", "eta"]
+
+
+@pytest.mark.parametrize("wanted", [("scores",), ("logits", "scores"), ()])
+def test_an_output_that_the_file_does_not_have_is_refused(wanted: tuple[str, ...]) -> None:
+    for check in (lambda: check_outputs(several(), wanted), lambda: specialized_model(several(), 0.5, outputs=wanted)):
+        with pytest.raises(InputError, match=r"it has logits, reasoning, saliency") as caught:
+            check()
+        assert "\n" not in str(caught.value) and ("'scores'" in str(caught.value)) == bool(wanted)
+
+
+def graph_of(
+    nodes: list[onnx.NodeProto], constants: dict[str, Any], inputs: dict[str, list[int | str]], outputs: list[str]
+) -> Graph:
+    tensors = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in constants.items()]
+    taken, given = [value(*pair) for pair in inputs.items()], [helper.make_empty_tensor_value_info(o) for o in outputs]
+    return take_apart(model_of(nodes, taken, given, tensors))
+
+
+def convolution_and_norm(
+    outputs: tuple[str, ...] = ("n",),
+    between: str | None = None,
+    after: list[onnx.NodeProto] | None = None,
+    **norm: Any,
+) -> Graph:
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["c"]),
-        helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], **norm),
+        *([helper.make_node(between, ["c"], ["r"])] if between else []),
+        helper.make_node(
+            "BatchNormalization", ["r" if between else "c", "gamma", "beta", "mean", "var"], ["n"], **norm
+        ),
+        *(after or []),
     ]
-    ones = {name: floats(name, [1, 1]) for name in ("gamma", "beta", "mean", "var")}
-    return nodes, {"w": floats("w", np.ones((2, 1, 1, 1))), **ones}
+    ones = {name: [1, 1] for name in ("gamma", "beta", "mean", "var")}
+    return graph_of(nodes, {"w": np.ones((2, 1, 1, 1)), **ones}, {"image": ["N", 1, 2, 2]}, list(outputs))
+
+
+def assert_not_folded(graph: Graph) -> None:
+    before = written(graph)
+    folded = fold_batch_norms(graph)
+    assert folded.nodes == graph.nodes and written(folded) == written(graph) == before
+
+
+def test_a_convolution_and_its_batch_norm_are_folded() -> None:
+    """The graph that the tests below vary, so that each of them stops what would happen otherwise."""
+    folded = fold_batch_norms(convolution_and_norm(epsilon=0.0))
+    assert [node.op_type for node in folded.nodes] == ["Conv"]
+    weight, bias = (folded.constants[name] for name in folded.nodes[0].input[1:])
+    assert weight.tolist() == [[[[1]]], [[[1]]]] and bias.tolist() == [0, 0]
 
 
 def test_a_convolution_read_twice_is_not_folded() -> None:
-    nodes, constants = convolution_and_norm()
-    nodes.append(helper.make_node("Add", ["c", "n"], ["sum"]))
-    assert fold_batch_norms(nodes, constants) == nodes
+    assert_not_folded(convolution_and_norm(("sum",), after=[helper.make_node("Add", ["c", "n"], ["sum"])]))
 
 
 def test_the_whole_model_answers_alike_when_a_convolution_is_read_twice() -> None:
-    artefact = tiny([helper.make_node("Mul", ["c", "n"], ["unused_product"])])
-    model = specialized_model(artefact, 0.5)
+    artefact = tiny([helper.make_node("Mul", ["c", "n"], ["product"])], extra_outputs=["product"])
+    model = specialized_model(artefact, 0.5, outputs=("logits", "product"))
     assert "BatchNormalization" in ops(model)
+    logits, product = run(model, image=np.ones((1, 1, 2, 2), np.float32))
+    np.testing.assert_allclose(logits, [[2.5 - 0.25, -8.25 + 5]], rtol=1e-6)
+    np.testing.assert_allclose(product[0, :, 0, 0], [2.75 * 2.25, -1.75 * -3.25], rtol=1e-6)
+
+
+def test_a_reader_that_no_wanted_output_needs_does_not_stop_folding() -> None:
+    artefact = tiny([helper.make_node("Mul", ["c", "n"], ["product"])], extra_outputs=["product"])
+    model = specialized_model(artefact, 0.5)
+    assert ops(model) == ["Conv", "GlobalAveragePool", "Flatten"]
     logits = run(model, image=np.ones((1, 1, 2, 2), np.float32))[0]
     np.testing.assert_allclose(logits, [[2.5 - 0.25, -8.25 + 5]], rtol=1e-6)
 
 
 def test_a_convolution_that_is_an_output_is_not_folded() -> None:
-    model = specialized_model(tiny(extra_outputs=["c"]), 0.5)
+    model = specialized_model(tiny(extra_outputs=["c"]), 0.5, outputs=("logits", "c"))
     onnx.checker.check_model(model, full_check=True)
     logits, c = run(model, image=np.ones((1, 1, 2, 2), np.float32))
     np.testing.assert_allclose(logits, [[2.25, -3.25]], rtol=1e-6)
@@ -284,42 +433,41 @@ def test_a_convolution_that_is_an_output_is_not_folded() -> None:
 
 def test_an_output_that_depends_on_lambda_alone_is_kept() -> None:
     source = tiny()
-    source.model.graph.output.append(value("gamma", [2]))
-    model = specialized_model(source, 0.5)
+    outputs = (*source.graph.outputs, value("gamma", [2]))
+    model = specialized_model(
+        replace(source, graph=replace(source.graph, outputs=outputs)), 0.5, None, None, ("logits", "gamma")
+    )
     np.testing.assert_array_equal(run(model, image=np.ones((1, 1, 2, 2), np.float32))[1], [2, 1.5])
 
 
 def test_a_batch_norm_after_anything_else_stays() -> None:
-    nodes, constants = convolution_and_norm()
-    between = [nodes[0], helper.make_node("Relu", ["c"], ["r"]), nodes[1]]
-    between[2].input[0] = "r"
-    assert fold_batch_norms(between, constants) == between
+    assert_not_folded(convolution_and_norm(between="Relu"))
 
 
 def test_a_batch_norm_on_the_image_stays() -> None:
-    nodes, constants = convolution_and_norm()
-    nodes[1].input[0] = "image"
-    assert fold_batch_norms(nodes[1:], constants) == nodes[1:]
+    graph = convolution_and_norm()
+    norm = onnx.NodeProto()
+    norm.CopyFrom(graph.nodes[1])
+    norm.input[0] = "image"
+    assert_not_folded(replace(graph, nodes=(norm,)))
 
 
 def test_a_batch_norm_in_training_mode_stays() -> None:
-    nodes, constants = convolution_and_norm(training_mode=1)
-    assert fold_batch_norms(nodes, constants) == nodes
+    assert_not_folded(convolution_and_norm(training_mode=1))
 
 
 @pytest.mark.parametrize("missing", ["w", "gamma", "var"])
 def test_a_batch_norm_that_is_not_constant_stays(missing: str) -> None:
-    nodes, constants = convolution_and_norm()
-    del constants[missing]
-    assert fold_batch_norms(nodes, constants) == nodes
+    graph = convolution_and_norm()
+    assert_not_folded(replace(graph, constants={n: v for n, v in graph.constants.items() if n != missing}))
 
 
 def test_epsilon_is_1e_5_where_the_node_names_none() -> None:
     """The default in the ONNX specification of BatchNormalization."""
-    nodes, constants = convolution_and_norm()
-    constants["var"] = floats("var", [0, 1e-5])
-    folded = fold_batch_norms(nodes, constants)
-    weight = numpy_helper.to_array(constants[folded[0].input[1]])
+    graph = convolution_and_norm()
+    constants = {**graph.constants, "var": np.array([0, 1e-5], np.float32)}
+    folded = fold_batch_norms(replace(graph, constants=constants))
+    weight = folded.constants[folded.nodes[0].input[1]]
     np.testing.assert_allclose(weight.ravel(), [1 / np.sqrt(1e-5), 1 / np.sqrt(2e-5)], rtol=1e-5)
 
 
@@ -343,21 +491,20 @@ def test_folding_is_the_formula_and_changes_no_answer(
         helper.make_node("Conv", names, ["c"], group=groups, strides=[stride, stride], pads=[1, 1, 1, 1]),
         helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["y"], epsilon=epsilon),
     ]
-    arrays = {"theta": theta, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "bias": bias}
-    constants = {name: floats(name, array) for name, array in arrays.items()}
-    before = nodes[0].SerializeToString()
-    folded = fold_batch_norms(nodes, constants)
-    assert [node.op_type for node in folded] == ["Conv"] and nodes[0].SerializeToString() == before
+    arrays = {"theta": theta, "gamma": gamma, "beta": beta, "mean": mean, "var": var}
+    graph = graph_of(nodes, arrays | ({"bias": bias} if with_bias else {}), {"x": ["N", 4, 6, 6]}, ["y"])
+    before = written(graph)
+    folded = fold_batch_norms(graph)
+    assert [node.op_type for node in folded.nodes] == ["Conv"] and written(graph) == before
+    assert set(folded.constants) == set(folded.nodes[0].input[1:]), "what was folded away is still stored"
     a = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon)
-    weight, shift = (numpy_helper.to_array(constants[name]) for name in folded[0].input[1:])
+    weight, shift = (folded.constants[name] for name in folded.nodes[0].input[1:])
     np.testing.assert_allclose(weight, theta * a[:, None, None, None], rtol=1e-5)
     np.testing.assert_allclose(shift, beta + ((bias if with_bias else 0) - mean) * a, rtol=1e-4, atol=1e-5)
     assert weight.dtype == shift.dtype == np.float32
 
     x = random.standard_normal((2, 4, 6, 6)).astype(np.float32)
-    inputs, outputs = [value("x", ["N", 4, 6, 6])], [value("y", ["N", 4, "H", "W"])]
-    want = run(model_of(nodes, inputs, outputs, list(constants.values())[:6]), x=x)[0]
-    got = run(model_of(folded, inputs, outputs, [constants[name] for name in folded[0].input[1:]]), x=x)[0]
+    want, got = (run(assemble(each), x=x)[0] for each in (graph, folded))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -371,27 +518,40 @@ def test_random_operators_are_not_folded(op: str) -> None:
         helper.make_node("Add", ["drawn", "quarter"], ["after"]),
         helper.make_node("Add", ["after", "x"], ["y"]),
     ]
-    constants = {"half": floats("half", [0.5, 0.5])}
-    model = model_of(nodes, [value("x", [2])], [value("y", [2])], list(constants.values()))
-    rest = evaluate_constant_part(model, constants)
-    assert rest == nodes[1:]
-    np.testing.assert_array_equal(numpy_helper.to_array(constants["quarter"]), [0.25, 0.25])
-    assert "drawn" not in constants and "after" not in constants
+    graph = graph_of(nodes, {"half": [0.5, 0.5]}, {"x": [2]}, ["y"])
+    left = evaluate(graph)
+    assert left.nodes == graph.nodes[1:]
+    assert set(left.constants) == {"quarter"}
+    np.testing.assert_array_equal(left.constants["quarter"], [0.25, 0.25])
 
 
 def test_a_node_with_an_optional_input_left_out_is_evaluated() -> None:
+    """Slice of every second value: its axes are left out, its steps are not."""
     nodes = [
-        helper.make_node("Clip", ["c", "", "top"], ["clipped"]),
-        helper.make_node("Add", ["clipped", "x"], ["y"]),
+        helper.make_node("Slice", ["c", "start", "end", "", "step"], ["part"]),
+        helper.make_node("Add", ["part", "x"], ["y"]),
     ]
-    constants = {"c": floats("c", [-2, 5]), "top": floats("top", 3)}
-    model = model_of(nodes, [value("x", [2])], [value("y", [2])], list(constants.values()))
-    assert evaluate_constant_part(model, constants) == nodes[1:]
-    np.testing.assert_array_equal(numpy_helper.to_array(constants["clipped"]), [-2, 3])
+    graph = graph_of(nodes, {"c": [-2, 5, 7]}, {"x": [2]}, ["y"])
+    ends = {"start": np.array([0]), "end": np.array([3]), "step": np.array([2])}
+    left = evaluate(replace(graph, constants={**graph.constants, **ends}))
+    assert left.nodes == graph.nodes[1:] and set(left.constants) == {"part"}
+    np.testing.assert_array_equal(left.constants["part"], [-2, 7])
 
 
 def test_where_nothing_is_constant_nothing_changes() -> None:
-    nodes = [helper.make_node("Relu", ["x"], ["y"])]
-    constants: dict[str, onnx.TensorProto] = {}
-    assert evaluate_constant_part(model_of(nodes, [value("x", [2])], [value("y", [2])], []), constants) == nodes
-    assert constants == {}
+    graph = graph_of([helper.make_node("Relu", ["x"], ["y"])], {}, {"x": [2]}, ["y"])
+    assert written(evaluate(graph)) == written(graph)
+
+
+def test_what_is_given_is_no_input_any_more_and_overrides_a_constant() -> None:
+    nodes = [helper.make_node("Mul", ["lambda", "scale"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    graph = graph_of(nodes, {"scale": 3}, {"x": [1], "lambda": []}, ["y"])
+    left = evaluate(graph, {"lambda": np.array(2, np.float32), "scale": np.array(5, np.float32)})
+    assert [each.name for each in left.inputs] == ["x"] and graph.constants["scale"] == 3
+    np.testing.assert_array_equal(left.constants["s"], 10)
+
+
+def test_evaluating_in_two_steps_is_evaluating_at_once(trained_file: Path) -> None:
+    """Sessions compute what depends on no input once, and the rest for each setting."""
+    graph, given = read_artefact(trained_file).graph, {"lambda": np.array(0.7, np.float32)}
+    assert written(evaluate(evaluate(graph), given)) == written(evaluate(graph, given))

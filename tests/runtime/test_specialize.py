@@ -31,7 +31,7 @@ def test_the_file_answers_as_stock_onnxruntime_does_with_the_source(
 ) -> None:
     out = source.with_name("plain.onnx")
     result = specialize(source, lam, out, threshold)
-    assert set(result) == {"file", "size_mb", "max_abs_error"}
+    assert set(result) == {"file", "size_mb", "precision", "max_abs_error"} and result["precision"] == "float32"
     assert result["file"] == str(out) and result["size_mb"] == pytest.approx(out.stat().st_size / 1e6, abs=1e-6)
     assert 0 <= result["max_abs_error"] <= 1e-4
     onnx.checker.check_model(str(out), full_check=True)
@@ -125,7 +125,7 @@ def test_a_graph_that_fails_after_specialising_leaves_nothing(source: Path) -> N
     model = onnx.load(str(source))
     next(node for node in model.graph.node if node.op_type == "Relu").op_type = "NoSuchOperator"
     source.write_bytes(model.SerializeToString())
-    with pytest.raises(ArtefactError, match="refused by onnxruntime"):
+    with pytest.raises(ArtefactError, match="damaged graph .operator .*NoSuchOperator"):
         specialize(source, 0.3)
     assert names(source.parent) == ["digits.onnx"]
 

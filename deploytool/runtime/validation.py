@@ -1,0 +1,160 @@
+"""What a model must satisfy before onnxruntime, which is native code, gets to see it.
+
+A damaged file can end the process that opens it: onnxruntime 1.31 and onnx 1.23 abort on a Split with too few
+`num_outputs`, on a RandomNormal without variance, on a LayerNormalization without bias, and ask for whatever memory a
+shape says. So operators are those that deploytool writes, or may well write one day, each of them run on tens of
+thousands of damaged graphs; then comes what `export` asks of every file that it writes, onnx's checker with strict
+shape inference, without the weights, in a millisecond or two for each width; and then what onnx does not ask: that
+tensors are numbers, and that an image does not need all of memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, checker, shape_inference
+
+from deploytool.runtime.graph import Graph, assemble
+from deploytool.runtime.operators import OPERATORS, evaluate_node
+
+Array = np.ndarray[Any, Any]
+
+KINDS = {
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.BOOL,
+    TensorProto.INT8,
+    TensorProto.INT16,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.UINT8,
+    TensorProto.UINT16,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+}
+GROWING = {"ConstantOfShape", "Tile"}  # may make large tensors of small ones; onnx infers their shapes
+OPSET = 18  # whose semantics `deploytool.runtime.operators` has
+ON_IMAGES = {
+    "AveragePool",
+    "BatchNormalization",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Exp",
+    "Flatten",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "MaxPool",
+    "Neg",
+    "Pad",
+    "QuantizeLinear",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceSum",
+    "Relu",
+    "Sigmoid",
+    "Softmax",
+    "Sqrt",
+    "Squeeze",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+}
+SMALL = 1024  # constants that shapes are computed from have no more values
+MAX_ACTIVATIONS = 1 << 30  # values of all tensors together, for one image
+WORK_PER_VALUE = 16  # tensors that a conditional weight passes through, and more
+
+
+def check_tensors(model: onnx.ModelProto) -> None:
+    """Raise ValueError where a stored tensor is no array of numbers, or a name is no text or stored twice."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in KINDS or tensor.HasField("segment") or min(tensor.dims, default=0) < 0:
+            raise ValueError(f"tensor {tensor.name!r} of type {tensor.data_type} and shape {list(tensor.dims)}")
+    if len({tensor.name for tensor in model.graph.initializer}) < len(model.graph.initializer):
+        raise ValueError("two tensors of one name")
+    if not all(isinstance(text, str) for text in _names(model)):  # protobuf gives bytes for broken UTF-8
+        raise ValueError("a name that is no UTF-8")
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str]:
+    graph = model.graph
+    yield from (graph.name, model.producer_name, *(opset.domain for opset in model.opset_import))
+    yield from (value.name for values in (graph.initializer, graph.input, graph.output) for value in values)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+
+
+def check_graph(graph: Graph, widths: Sequence[float] = ()) -> None:
+    """Raise an error of onnx or numpy, or ValueError, where a graph is inconsistent or too large to run.
+
+    Shapes have to follow from an image's and from `width` alone, as they do in every file that deploytool writes.
+
+    Args:
+        graph: without subgraphs.
+        widths: that the graph is to be run with, where `width` is an input.
+    """
+    opsets = {opset.domain: opset.version for opset in graph.header.opset_import}
+    if opsets != {"": OPSET}:
+        raise ValueError(f"opsets {str(opsets)[:80]}; deploytool writes {OPSET}")
+    for node in graph.nodes:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS.keys() | ON_IMAGES:
+            raise ValueError(f"operator {node.domain} {node.op_type}, which deploytool never writes")
+        parts = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
+        if node.op_type == "Split" and any(count != len(node.output) for count in parts):  # onnx does not mind
+            raise ValueError(f"a Split in {parts[0]} parts has {len(node.output)} outputs")
+    limit = MAX_ACTIVATIONS + WORK_PER_VALUE * sum(value.size for value in graph.constants.values())
+    for number, width in enumerate(widths or [1.0]):
+        skeleton = _skeleton(graph, width)
+        if not number:
+            checker.check_model(skeleton)
+        total = sum(prod(shape) for shape in _shapes(skeleton))
+        if total > limit:
+            raise ValueError(f"its tensors have {total} values for one image; at most {limit}")
+
+
+def _skeleton(graph: Graph, width: float) -> onnx.ModelProto:
+    """The model for one image, its small tensors computed as far as they are known, the large ones inputs."""
+    values = {name: value for name, value in graph.constants.items() if value.size <= SMALL}
+    if any(value.name == "width" for value in graph.inputs):
+        values["width"] = np.array(width, np.float32)
+    rest = []
+    for node in graph.nodes:
+        results: list[Array] = []
+        if node.op_type in OPERATORS and node.op_type not in GROWING and all(not n or n in values for n in node.input):
+            results = evaluate_node(node, [values[name] if name else None for name in node.input])
+        if results and all(result.size <= SMALL for result in results):
+            values.update((name, value) for name, value in zip(node.output, results, strict=True) if name)
+        else:
+            rest.append(node)
+    read = {name for node in rest for name in node.input} | {value.name for value in graph.outputs}
+    constants = {name: value for name, value in {**graph.constants, **values}.items() if name in read}
+    inputs = tuple(value for value in graph.inputs if value.name not in values)
+    fed = [name for name in constants if name not in values]
+    model = assemble(replace(graph, nodes=tuple(rest), constants=constants, inputs=inputs), fed=fed)
+    model.ir_version = max(model.ir_version, 4)  # earlier ones list small tensors as inputs
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name == "image" and dims:
+            dims[0].dim_value = 1
+    return model
+
+
+def _shapes(model: onnx.ModelProto) -> Iterator[list[int]]:
+    """Shapes of what the nodes compute; raises ValueError where one is unknown or negative."""
+    inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.value_info, *inferred.output)}
+    for name in (name for node in model.graph.node for name in node.output if name):
+        if name not in shapes or not all(dim.HasField("dim_value") for dim in shapes[name]):
+            raise ValueError(f"the shape of {name} is unknown")
+        shape = [dim.dim_value for dim in shapes[name]]
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{name} has shape {shape}")
+        yield shape
