@@ -1,5 +1,6 @@
 """Models trained once for the whole suite: a small ResNet on digits, a few seconds each."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,14 @@ SMALL = ["model.arch=resnet8", "optimizer.epochs=2", "attack.steps=2"]
 def one_torch_thread() -> None:
     """Small networks gain little from more, and bits depend on the number; commands under test change it."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Numbers of threads measured here are not those of the person who runs the tests, nor for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +72,14 @@ def trained_interpolate_file(trained_run: Run, tmp_path_factory: pytest.TempPath
 def plain_file(plain_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of standard training, exported."""
     return Path(export(plain_run, tmp_path_factory.mktemp("plain-file") / "model.onnx")["file"])
+
+
+@pytest.fixture(scope="session")
+def wide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slimmable FLOAT network of two widths, freshly initialised."""
+    file = tmp_path_factory.mktemp("wide") / "model.onnx"
+    export_untrained(load_recipe(RECIPES / "digits-float.yaml", [*SMALL, "model.widths=[0.5, 1.0]"]), file)
+    return file
 
 
 @pytest.fixture(scope="session")

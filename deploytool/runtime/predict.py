@@ -41,7 +41,7 @@ def predict(
     """
     if top < 1:
         raise InputError(f"top (={top}) must be at least 1")
-    session = Session(model, threads=threads, lambda_threshold=lambda_threshold)
+    session = Session(model, threads=threads, lambda_threshold=lambda_threshold, background=False)
     lam, width = session.check_lambda(lam), session.check_width(width)
     predictions = []
     for start in range(0, len(images), BATCH):

@@ -1,22 +1,67 @@
-"""Running model.onnx: numpy in, numpy out, at a plain model's speed for every lambda."""
+"""Running model.onnx: numpy in, numpy out, at a plain model's speed for every setting."""
 
 import os
 import threading
+import time
+import warnings
 from collections import OrderedDict
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 
 from deploytool.errors import ArtefactError, InputError
 from deploytool.models.setting import as_single
 from deploytool.runtime.artefact import Artefact, read_artefact
-from deploytool.runtime.partial import check_file_lambda, check_file_width, check_threshold, specialized_model
-from deploytool.runtime.threads import check_threads
+from deploytool.runtime.cache import NetworkCache
+from deploytool.runtime.calibration import Inference, calibrated_threads
+from deploytool.runtime.graph import Graph
+from deploytool.runtime.layout import Layout, learn_layout
+from deploytool.runtime.network import FedNetwork, Network, OwnSession, fed_network, share
+from deploytool.runtime.partial import (
+    check_file_lambda,
+    check_file_width,
+    check_outputs,
+    check_precision,
+    check_threshold,
+    evaluate,
+    select_outputs,
+    specialized_graph,
+)
+from deploytool.runtime.threads import available_threads, check_threads
 
 Array = np.ndarray[Any, Any]
+Key = tuple[float | None, float]  # lambda as float32, width
+
+SHARED_FROM_BYTES = 1 << 22  # below this, binding the weights at each run costs more than copying them once
+MAX_WAITING = 8
+RETRY_S = 60.0
+
+
+class SpecializationWarning(UserWarning):
+    """A setting could not be specialised; the generic graph goes on answering for it."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a session has done so far.
+
+    Attributes:
+        generic, specialized: batches answered by the generic graph, and by networks of their setting.
+        built, failed, evicted: networks made, that could not be made, and that made room for others.
+        cached, cached_mb: networks kept now, and their memory (10^6 bytes), what they share counted once.
+        waiting: settings still to be specialised in the background.
+    """
+
+    generic: int
+    specialized: int
+    built: int
+    failed: int
+    evicted: int
+    cached: int
+    cached_mb: float
+    waiting: int
 
 
 class Session:
@@ -25,17 +70,25 @@ class Session:
         session = Session("model.onnx")
         logits = session(image, lam=0.3)
 
-    The first call with a new lambda or width specialises the graph to it (`deploytool.runtime.partial`); the last few
-    specialised networks are kept. May be called from several threads at once.
+    A lambda or width not seen before is answered by the graph as it stands in the file, about half as fast, while the
+    graph is specialised to it in the background; from then on the specialised network answers, as fast as a plain
+    one. Answers of the two differ by rounding. May be called from several threads at once.
 
     Args:
         model: path of a file that `deploytool export` or `specialize` wrote, or one already read.
-        threads: threads of one inference; by default what affinity and cgroup quota allow.
-        keep: how many specialised networks to keep.
+        threads: threads of one inference; where None, the number that is measured to be fastest, among those that
+            affinity and cgroup quota allow (`deploytool.runtime.calibration`).
+        cache_mb: memory for specialised networks, in 10^6 bytes; those not used for longest make room.
         lambda_threshold: 0 or 0.5, instead of the file's own.
+        outputs: the outputs to compute; what only others need is neither computed nor kept.
+        precision: `int8` or `float32`, of specialised networks; int8 where None and the file was calibrated for it.
+            (The generic graph of such a file computes in float32 with weights of 8 bits.)
+        background: False to specialise before the first answer, so that every answer is the specialised network's.
 
     Attributes:
         metadata: what the file says of itself.
+        precision: of specialised networks.
+        threads: of one inference; may change once, when the first network has been measured.
 
     Raises:
         ArtefactError: the file is no model of deploytool, or onnxruntime refuses it.
@@ -47,50 +100,116 @@ class Session:
         model: str | os.PathLike[str] | Artefact,
         *,
         threads: int | None = None,
-        keep: int = 4,
+        cache_mb: float = 512.0,
         lambda_threshold: float | None = None,
+        outputs: Sequence[str] = ("logits",),
+        precision: str | None = None,
+        background: bool = True,
     ) -> None:
-        if keep < 1:
-            raise InputError(f"keep (={keep}) must be at least 1")
-        self.threads = check_threads(threads)
-        self._artefact = model if isinstance(model, Artefact) else read_artefact(model)
-        self.metadata = self._artefact.metadata
-        self._threshold = None if lambda_threshold is None else check_threshold(self._artefact, lambda_threshold)
-        self._keep = keep
-        self._plain: OrderedDict[tuple[float | None, float], Future[onnxruntime.InferenceSession]] = OrderedDict()
-        self._generic: onnxruntime.InferenceSession | None = None
-        self._lock = threading.Lock()
+        if not cache_mb > 0:
+            raise InputError(f"cache_mb (={cache_mb:g}) must be above 0; it is 10^6 bytes")
+        self.threads = available_threads() if threads is None else check_threads(threads)
+        self._calibrated = threads is not None
+        artefact = model if isinstance(model, Artefact) else read_artefact(model)
+        self.metadata = artefact.metadata
+        self._name = str(artefact.path)
+        if lambda_threshold is not None:
+            check_threshold(artefact, lambda_threshold)
+        self._threshold = lambda_threshold
+        self.precision = check_precision(artefact, precision)
+        self._artefact = self._prepared(artefact, check_outputs(artefact, outputs))
+        self._outputs = [value.name for value in self._artefact.graph.outputs]
+        self._background = background
+        self._cache: NetworkCache[Key] = NetworkCache(int(cache_mb * 1e6))
+        self._layouts: dict[float, Layout | None] = {}
+        self._generic: Network | None = None
+        self._lock = threading.Lock()  # over the cache, the counters and what waits; held for moments
+        self._building = threading.Lock()  # over specialising; one at a time, it uses all the memory bandwidth
+        self._waiting: OrderedDict[Key, None] = OrderedDict()
+        self._working = False
+        self._failures: dict[Key, tuple[float, str]] = {}
+        self._warned = False
+        self._generic_runs = self._specialized_runs = self._built = self._failed = 0
         if self.metadata.fixed:
-            self._network(None, self.check_width(None))
+            self._ready(self._key(None, None))
+        elif background:
+            self._generic_network()
 
-    def __call__(self, image: Array, lam: float | None = None, width: float | None = None) -> Array:
+    def __call__(self, image: Array, lam: float | Array | None = None, width: float | Array | None = None) -> Array:
         """Classify images.
 
         Args:
             image: (N, C, H, W) float32 in [0, 1].
-            lam: lambda in [0, 1]; required by a conditional model, refused by a plain one.
-            width: one of the file's widths; the widest where None.
+            lam: lambda in [0, 1], one for all images or (N,); required by a conditional model, refused by a plain one.
+            width: one of the file's widths, one for all images or (N,); the widest where None.
 
         Returns:
             logits (N, K) float32.
 
         Raises:
-            InputError: shape, dtype, range, lambda or width are not as above.
+            InputError: shape, dtype, range, lambda or width are not as above, or the session has no logits.
+        """
+        if "logits" not in self._outputs:
+            raise InputError(f"this session computes {', '.join(self._outputs)}; name logits among its outputs")
+        return self.run(image, lam, width)["logits"]
+
+    def run(
+        self, image: Array, lam: float | Array | None = None, width: float | Array | None = None
+    ) -> dict[str, Array]:
+        """As `__call__`, with every output of the session by name.
+
+        Images of equal lambda and width are answered together, so a batch costs one inference for each setting in it.
         """
         image = self.check_image(image)
-        network = self._network(self.check_lambda(lam), self.check_width(width))
-        return self._run(network, {"image": image})
+        if np.ndim(lam) == 0 and np.ndim(width) == 0:  # type: ignore[arg-type]
+            return self._answer(image, self._key(lam, width))  # type: ignore[arg-type]
+        lams, widths = self._each(lam, "lambda", len(image)), self._each(width, "width", len(image))
+        groups: dict[Key, list[int]] = {}
+        for index, pair in enumerate(zip(lams, widths, strict=True)):
+            groups.setdefault(self._key(*pair), []).append(index)
+        answers: dict[str, Array] = {}
+        for key, rows in groups.items():
+            for output, values in self._answer(image[rows], key).items():
+                whole = answers.setdefault(output, np.empty((len(image), *values.shape[1:]), values.dtype))
+                whole[rows] = values
+        return answers
 
     def generic(self, image: Array, lam: float | None, width: float | None = None) -> Array:
-        """As `__call__`, on the graph as it stands in the file: slower, and nothing to prepare for a new setting."""
-        image = self.check_image(image)
-        knobs = {"lambda": self.check_lambda(lam), "width": self.check_width(width)}
+        """The logits of the graph as it stands in the file: slower, and nothing to prepare for a new setting."""
+        return self._run_generic(self.check_image(image), self._key(lam, width))["logits"]
+
+    def warm(self, lambdas: Iterable[float | None], widths: Iterable[float | None] = (None,)) -> None:
+        """Specialise to every pair of these lambdas and widths now, so that the next call of each is fast.
+
+        Raises:
+            ArtefactError: a setting cannot be specialised. InputError: one is out of range, or `cache_mb` does not
+            hold them all.
+        """
+        widths = list(widths)
+        keys = list(dict.fromkeys(self._key(lam, width) for lam in lambdas for width in widths))
+        for key in keys:
+            self._ready(key)
         with self._lock:
-            if self._generic is None:
-                self._generic = self._open(self._with_threshold())
-        taken = {value.name for value in self._artefact.model.graph.input}
-        feed = {name: np.array(value, np.float32) for name, value in knobs.items() if name in taken}
-        return self._run(self._generic, {"image": image, **feed})
+            kept = sum(key in self._cache for key in keys)
+        if kept < len(keys):
+            raise InputError(
+                f"cache_mb (={self._cache.limit_bytes / 1e6:g}) holds {kept} of these {len(keys)} settings; "
+                "name fewer, or open the session with more"
+            )
+
+    def counters(self) -> Counters:
+        """What the session has done so far."""
+        with self._lock:
+            return Counters(
+                generic=self._generic_runs,
+                specialized=self._specialized_runs,
+                built=self._built,
+                failed=self._failed,
+                evicted=self._cache.evicted,
+                cached=len(self._cache),
+                cached_mb=self._cache.nbytes / 1e6,
+                waiting=len(self._waiting) + self._working,
+            )
 
     def check_image(self, image: Array) -> Array:
         """Return the image if the model accepts it; raise InputError with what is wrong otherwise."""
@@ -116,81 +235,163 @@ class Session:
         """Return a width that the file holds, the widest where None; raise InputError otherwise."""
         return check_file_width(self._artefact, width)
 
-    def _network(self, lam: float | None, width: float) -> onnxruntime.InferenceSession:
-        """The network of a setting; threads that want another one do not wait while it is made."""
-        key = None if lam is None else as_single(lam), width
+    def _key(self, lam: float | None, width: float | None) -> Key:
+        lam = self.check_lambda(lam)
+        return None if lam is None else as_single(lam), self.check_width(width)
+
+    def _each(self, values: float | Array | None, name: str, count: int) -> Sequence[float | None]:
+        """One value for each image."""
+        if values is None or np.ndim(values) == 0:
+            return [values] * count  # type: ignore[list-item]
+        if np.shape(values) != (count,):
+            raise InputError(
+                f"{name} has shape {np.shape(values)}; expected one number, or ({count},) for these images"
+            )
+        return np.asarray(values).tolist()  # type: ignore[no-any-return]
+
+    def _prepared(self, artefact: Artefact, outputs: Sequence[str]) -> Artefact:
+        """The artefact with everything computed that depends on no image and no knob."""
+        given = {} if self._threshold is None else {"lambda_threshold": np.array(self._threshold, np.float32)}
+        try:
+            return replace(artefact, graph=evaluate(select_outputs(artefact.graph, outputs), given))
+        except Exception as error:  # whatever numpy and protobuf say of a damaged graph
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise ArtefactError(f"{self._name} cannot be evaluated ({reason}); export it again") from None
+
+    def _answer(self, image: Array, key: Key) -> dict[str, Array]:
         with self._lock:
-            made = self._plain.get(key)
-            first = made is None
-            if made is None:
-                made = self._plain[key] = Future()
-                while len(self._plain) > self._keep:
-                    self._plain.popitem(last=False)
-            self._plain.move_to_end(key)
-        if first:
+            network = self._cache.get(key)
+        if network is None and self._background:
+            answers = self._run_generic(image, key)
+            self._specialize_later(key)  # after the answer, which it would slow down
+            return answers
+        if network is None:
+            network = self._ready(key)
+        with self._lock:
+            self._specialized_runs += 1
+        return self._checked(network.run({"image": image}), len(image))
+
+    def _run_generic(self, image: Array, key: Key) -> dict[str, Array]:
+        network = self._generic_network()
+        with self._lock:
+            self._generic_runs += 1
+        knobs = dict(zip(("lambda", "width"), key, strict=True))
+        taken = {value.name for value in self._artefact.graph.inputs}
+        feed = {name: np.array(value, np.float32) for name, value in knobs.items() if name in taken}
+        return self._checked(network.run({"image": image, **feed}), len(image))
+
+    def _checked(self, values: Sequence[Array], count: int) -> dict[str, Array]:
+        answers = dict(zip(self._outputs, values, strict=True))
+        for name, value in answers.items():
+            expected = (count, len(self.metadata.classes)) if name == "logits" else (count, *np.shape(value)[1:])
+            if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != expected:
+                raise ArtefactError(f"{self._name}: `{name}` are not {expected} float32; export it again")
+            if not np.isfinite(value).all():
+                raise ArtefactError(f"{self._name}: its {name} are NaN or infinite; its weights are damaged")
+        return answers
+
+    def _generic_network(self) -> Network:
+        """The graph as it stands in the file, its weights not copied: it cannot prepack them anyway."""
+        network = self._generic
+        if network is None:
+            network = self._generic = fed_network(self._artefact.graph, self.threads, self._name)
+        return network
+
+    def _specialize_later(self, key: Key) -> None:
+        """Ask the background for a setting, unless it was asked already; say once if it failed."""
+        with self._lock:
+            failed = self._failures.get(key)
+            message = None
+            if failed and not self._warned:
+                self._warned, message = True, failed[1]
+            if not failed or time.monotonic() - failed[0] > RETRY_S:
+                self._waiting[key] = None
+                self._waiting.move_to_end(key)
+                while len(self._waiting) > MAX_WAITING:  # a slider was moved; only where it rests matters
+                    self._waiting.popitem(last=False)
+                if not self._working:
+                    self._working = True
+                    threading.Thread(target=self._work, name="deploytool-specialize").start()
+        if message:
+            text = f"{message}; the generic graph goes on answering, more slowly (this is said once)"
+            warnings.warn(text, SpecializationWarning, stacklevel=5)
+
+    def _work(self) -> None:
+        """Specialise to what waits, the latest first, until nothing does or the program ends."""
+        while True:
+            with self._lock:
+                if not self._waiting or not threading.main_thread().is_alive():
+                    self._working = False
+                    return
+                key, _ = self._waiting.popitem()
             try:
-                made.set_result(self._open(self._plain_model(lam, width)))
-            except BaseException as error:
+                self._ready(key)
+            except Exception as error:  # out of memory, a damaged graph: the generic graph still answers
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 with self._lock:
-                    self._plain.pop(key, None)
-                made.set_exception(error)
-        return made.result()
+                    self._failures[key] = time.monotonic(), f"lambda {key[0]}, width {key[1]:g} failed ({reason})"
 
-    def _plain_model(self, lam: float | None, width: float) -> onnx.ModelProto:
-        if self.metadata.fixed:
-            return self._artefact.model
-        return specialized_model(self._artefact, lam, self._threshold, width)
+    def _ready(self, key: Key) -> Network:
+        """The network of a setting, made now if need be."""
+        with self._building:
+            with self._lock:
+                network = self._cache.get(key)
+            if network is not None:
+                return network
+            try:
+                network = self._build(key)
+            except Exception:
+                with self._lock:
+                    self._failed += 1
+                raise
+            with self._lock:
+                self._built += 1
+                self._failures.pop(key, None)
+                self._cache.put(key, network)
+            return network
 
-    def _with_threshold(self) -> onnx.ModelProto:
-        if self._threshold is None:
-            return self._artefact.model
-        model = onnx.ModelProto()
-        model.CopyFrom(self._artefact.model)
-        for tensor in model.graph.initializer:
-            if tensor.name == "lambda_threshold":
-                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(self._threshold, np.float32), tensor.name))
-        return model
+    def _build(self, key: Key) -> Network:
+        lam, width = key
+        graph = self._artefact.graph
+        if not self.metadata.fixed:
+            graph = specialized_graph(self._artefact, lam, self._threshold, width, self._outputs, self.precision)
+        layout = self._layout(graph, width)
+        if layout is not None and layout.fits(graph):
+            with self._lock:
+                others = [each.constants for each in self._cache.networks() if isinstance(each, FedNetwork)]
+            arranged = share(layout.arrange(graph), others)
 
-    def _run(self, network: onnxruntime.InferenceSession, feed: dict[str, Array]) -> Array:
-        logits = run_session(network, ["logits"], feed, str(self._artefact.path))[0]
-        expected = len(feed["image"]), len(self.metadata.classes)
-        if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.shape != expected:
-            raise ArtefactError(f"{self._artefact.path}: `logits` are not {expected} float32; export it again")
-        if not np.isfinite(logits).all():
-            raise ArtefactError(f"{self._artefact.path}: its logits are NaN or infinite; its weights are damaged")
-        return logits
+            def network(threads: int) -> Network:
+                return layout.network(arranged, threads, self._name)
+        else:
 
-    def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-        return open_session(model.SerializeToString(), self.threads, str(self._artefact.path))
+            def network(threads: int) -> Network:
+                return OwnSession(graph, threads, self._name)
 
+        if not self._calibrated:
+            self._calibrate(graph, network)
+        return network(self.threads)
 
-def open_session(model: bytes, threads: int, name: str) -> onnxruntime.InferenceSession:
-    """Open an onnxruntime session on the CPU with idle threads asleep, not spinning.
+    def _layout(self, graph: Graph, width: float) -> Layout | None:
+        """How to feed one session for all settings of a width; None where each has a session of its own."""
+        size = sum(value.nbytes for value in graph.constants.values())
+        if self.metadata.fixed or self.precision == "int8" or size < SHARED_FROM_BYTES:
+            return None
+        if width not in self._layouts:
+            self._layouts[width] = learn_layout(graph, self._artefact.graph.constants, self._name)
+        return self._layouts[width]
 
-    Raises:
-        ArtefactError: onnxruntime refuses the model; the message says why in one line.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        # fallback: to the CPU again, announced on standard output
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    except Exception as error:
-        raise ArtefactError(f"{name} is refused by onnxruntime: {' '.join(str(error).split())[:200]}") from None
+    def _calibrate(self, graph: Graph, network: Any) -> None:
+        """Choose the number of threads, once."""
+        image = {"image": np.zeros((1, *self.metadata.shape), np.float32)}
 
+        def candidate(threads: int) -> Inference:
+            made = network(threads)
+            return lambda: made.run(image)
 
-def run_session(
-    network: onnxruntime.InferenceSession, outputs: list[str] | None, feed: dict[str, Array], name: str
-) -> list[Array]:
-    """Run a network once; a graph that opens may still fail on its input.
-
-    Raises:
-        ArtefactError: it failed; the message says why in one line.
-    """
-    try:
-        return network.run(outputs, feed)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise ArtefactError(f"{name} fails in onnxruntime: {' '.join(str(error).split())[:200]}") from None
+        threads = calibrated_threads(graph, candidate)
+        self._calibrated = True
+        if threads != self.threads:
+            self.threads = threads
+            if self._generic is not None:
+                self._generic = fed_network(self._artefact.graph, threads, self._name)
