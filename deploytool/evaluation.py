@@ -1,10 +1,11 @@
 """Clean and robust accuracy over attacks and settings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from deploytool.attacks.pgd import Pgd, named_attack, pgd
 from deploytool.data.datasets import Images, load_dataset
@@ -137,11 +138,19 @@ def _has_threshold(model: ConditionalModel, setting: Setting) -> bool:
 
 def _accuracy(network: Network, test: Images, attack: Pgd | None, seed: int, device: torch.device) -> float:
     correct = 0
+    for image, label in attacked_batches(network, test, attack, seed, device):
+        with torch.no_grad():
+            correct += int((network(image).argmax(1) == label).sum())
+    return correct / len(test)
+
+
+def attacked_batches(
+    network: Network, test: Images, attack: Pgd | None, seed: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (image (B, C, H, W), label (B,)) of all test images, attacked on a network where there is an attack."""
     for start in range(0, len(test), BATCH):
         image, label = (tensor.to(device) for tensor in test.batch(slice(start, start + BATCH)))
         if attack is not None:
             generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
             image = pgd(network, image, label, attack, generator)
-        with torch.no_grad():
-            correct += int((network(image).argmax(1) == label).sum())
-    return correct / len(test)
+        yield image, label

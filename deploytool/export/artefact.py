@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -19,8 +19,10 @@ from deploytool.data.datasets import dataset_info, load_dataset
 from deploytool.errors import DataError, InputError, ParityError
 from deploytool.evaluation import deployed
 from deploytool.export.backbone import backbone_to_onnx
+from deploytool.export.compress import compress_weights
 from deploytool.export.condition import add_condition
-from deploytool.export.parity import Parity, check_parity
+from deploytool.export.parity import Parity, check_parity, max_difference
+from deploytool.export.quantize import Quantizer, quantizer_of_run, quantizer_of_untrained
 from deploytool.export.shrink import Shrunk, shrink, weight_count
 from deploytool.models.conditional import ConditionalModel, weight_names
 from deploytool.models.factory import build_model, recipe_setting
@@ -39,6 +41,9 @@ def export(
     lambda_threshold: float | None = None,
     width: float | None = None,
     round_channels: int = 1,
+    compress: bool = False,
+    quantize: Literal["int8"] | None = None,
+    calibration_images: int | None = None,
 ) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
 
@@ -50,14 +55,19 @@ def export(
             takes `width` as an input.
         round_channels: 1, 8 or 16; a model with masks loses the channels that nothing reads, but keeps so many
             that widths are multiples of this number, for hardware that works on blocks of channels.
+        compress: store weights that are mostly zeros sparse; see `deploytool.export.compress`.
+        quantize: make the file fit for INT8; see `deploytool.export.quantize`. Parity is checked before that.
+        calibration_images: how many training images to measure activations on; 256 where None.
 
     Returns:
         `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`; for a model with masks also what
-        `compression` returns.
+        `compression` returns; with `compress` also `storage`, what `compress_weights` returns;
+        with `quantize` also `quantization`, what `Quantizer` returns.
 
     Raises:
         ParityError: some logit is off by more than 1e-3; nothing is left behind.
         InputError: conditioning or threshold do not fit the method, or `round_channels` is another number.
+        DataError: there are no images to calibrate on.
     """
     recipe, info = run.recipe, run.checkpoint.data
     try:
@@ -65,8 +75,10 @@ def export(
     except DataError:
         images = random_images(info)  # a run can be exported where its data set is not at hand
     setting, narrow = _widths(run.model, export_setting(recipe, conditioning, lambda_threshold), width)
+    quantizer = quantizer_of_run(run, setting, narrow, calibration_images) if quantize else None
+    path = file or run.path / "model.onnx"
     return write_artefact(
-        run.model, recipe, info, images, file or run.path / "model.onnx", setting, True, round_channels, narrow
+        run.model, recipe, info, images, path, setting, True, round_channels, narrow, compress, quantizer
     )
 
 
@@ -77,12 +89,22 @@ def export_untrained(
     lambda_threshold: float | None = None,
     width: float | None = None,
     round_channels: int = 1,
+    compress: bool = False,
+    quantize: Literal["int8"] | None = None,
+    calibration_images: int | None = None,
 ) -> dict[str, Any]:
-    """Export a recipe's freshly initialised model, for latency and cost work; arguments and result as `export`."""
+    """Export a recipe's freshly initialised model, for latency and cost work; arguments and result as `export`.
+
+    With `quantize` it is calibrated on random images, 32 where `calibration_images` is None.
+    """
     info = dataset_info(recipe.data)
     model = build_model(recipe, info).eval()
     setting, narrow = _widths(model, export_setting(recipe, conditioning, lambda_threshold), width)
-    return write_artefact(model, recipe, info, random_images(info), file, setting, False, round_channels, narrow)
+    images = random_images(info)
+    quantizer = quantizer_of_untrained(model, recipe, info, setting, narrow, calibration_images) if quantize else None
+    return write_artefact(
+        model, recipe, info, images, file, setting, False, round_channels, narrow, compress, quantizer
+    )
 
 
 def _widths(model: ConditionalModel, setting: Setting, width: float | None) -> tuple[Setting, Sequence[float]]:
@@ -127,10 +149,15 @@ def write_artefact(
     trained: bool = True,
     round_channels: int = 1,
     narrow: Sequence[float] = (),
+    compress: bool = False,
+    quantizer: Quantizer | None = None,
 ) -> dict[str, Any]:
     """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
     graph = build_graph(model, info, setting, round_channels, narrow)
     onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained, narrow))
+    numbers: dict[str, Any] = compression(model, graph, setting)
+    if compress and quantizer is None:  # parity is that of the file as it stands
+        numbers["storage"] = compress_weights(graph)
     path = Path(file)
     with atomic_path(path) as aside:
         aside.write_bytes(graph.SerializeToString())
@@ -140,12 +167,21 @@ def write_artefact(
                 f"{path} was not written: its logits differ from the model's by {parity.max_abs_error:.2e} "
                 f"({parity.worst}), allowed {TOLERANCE:.0e}; please report this with the recipe"
             )
+        if quantizer is not None:  # rounding is no fault of the graph: accuracy is measured instead
+            numbers["quantization"] = quantizer(graph)
+            dense = graph.SerializeToString()
+            if compress:
+                numbers["storage"] = compress_weights(graph)
+                error = max_difference(dense, graph.SerializeToString(), images)
+                if not error <= TOLERANCE:
+                    raise ParityError(f"{path} was not written: weights stored sparse move its logits by {error:.2e}")
+            aside.write_bytes(graph.SerializeToString())
         onnx.checker.check_model(str(aside), full_check=True)
     return {
         "file": str(path),
         "size_mb": round(path.stat().st_size / 1e6, 6),
         "parity": parity_dict(parity),
-        **compression(model, graph, setting),
+        **numbers,
     }
 
 

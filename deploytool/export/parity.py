@@ -67,6 +67,21 @@ def check_parity(
     return Parity(worst, where, cases)
 
 
+def max_difference(one: bytes, other: bytes, images: Tensor) -> float:
+    """The largest absolute difference between the logits of two files in stock onnxruntime, lambda and width being 1.
+
+    Args:
+        one, other: files with the same inputs.
+        images: (N, C, H, W) float32 in [0, 1].
+    """
+    logits = []
+    for file in (one, other):
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        knobs = {value.name: np.array(1, np.float32) for value in session.get_inputs() if value.name != "image"}
+        logits.append(session.run(["logits"], {"image": images.cpu().numpy(), **knobs})[0])
+    return float(np.abs(logits[0] - logits[1]).max())
+
+
 def set_threshold(proto: onnx.ModelProto, threshold: float) -> None:
     """Overwrite the initializer `lambda_threshold`, where the graph has one."""
     for tensor in proto.graph.initializer:

@@ -13,6 +13,21 @@ def key_values(document: Row) -> str:
     return tabulate(_flat(document), tablefmt="plain", disable_numparse=True)
 
 
+def export_table(document: Row) -> str:
+    """Render the result of an export; INT8's accuracies beside those of float32 as a table of their own."""
+    rows = document.get("quantization", {}).get("rows", [])
+    kinds = ("clean_accuracy", "clean_accuracy_int8", "robust_accuracy", "robust_accuracy_int8")
+    table = [
+        ["-" if row["lambda"] is None else f"{row['lambda']:g}", f"{row['width']:g}", *(f"{row[k]:.3f}" for k in kinds)]
+        for row in rows
+    ]
+    heads = ["lambda", "width", "clean", "clean, int8", "robust", "robust, int8"]
+    text = tabulate(table, heads, tablefmt="simple", disable_numparse=True)
+    if "quantization" in document:
+        document = {**document, "quantization": {k: v for k, v in document["quantization"].items() if k != "rows"}}
+    return key_values(document) + (f"\n\n{text}" if rows else "")
+
+
 def accuracy_table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
     """Render evaluation rows: one line per setting, one column for clean accuracy and one per attack."""
     attacks = list(dict.fromkeys(row["attack"] for row in rows))

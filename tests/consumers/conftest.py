@@ -90,7 +90,8 @@ def export_kind(recipe: Recipe, file: Path) -> Exported:
     model = trained_like(build_model(recipe, info), info.shape)
     setting, narrow = export_setting(recipe, None, None), model.widths[:-1]
     images = random_images(7, info.shape)
-    write_artefact(model, recipe, info, images, file, setting, trained=False, narrow=narrow)
+    compress = recipe.sparsity is not None  # so that every consumer restores weights that are stored sparse
+    write_artefact(model, recipe, info, images, file, setting, trained=False, narrow=narrow, compress=compress)
     cases = []
     for lam, width, batch in itertools.product(LAMBDAS, model.widths, (1, len(images))):
         feed = {"image": images[:batch].numpy(), "lambda": np.array(lam, np.float32)}

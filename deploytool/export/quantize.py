@@ -1,0 +1,253 @@
+"""`export --quantize int8`: smaller weights in the file, and all it takes to run INT8 networks made from it.
+
+A file with `lambda` or `width` as an input keeps its graph:
+
+    before:  theta                                     float32 initializer of a convolution or linear layer
+    after:   theta = DequantizeLinear(theta.int8, theta.scale)          one scale per output channel
+
+so that eq. 4 and what follows read the same name, and stock onnxruntime runs the file: weights of 8 bits, activations
+float32. Batch norms, FiLM and biases stay float32. 0 stays 0, so that masks survive; in a layer with a mask, a weight
+that is not 0 becomes one step at least, since a weight of 0 would lose its noise. The metadata hold the ranges of all
+activations (`deploytool.runtime.ranges`); with them `specialize` and `Session` write static INT8 networks.
+
+A file that takes images alone has nothing to specialise: it becomes the static INT8 network itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from onnxruntime import InferenceSession
+
+from deploytool.attacks.pgd import Pgd, named_attack
+from deploytool.data.catalogue import DatasetInfo
+from deploytool.data.datasets import Images, load_dataset
+from deploytool.errors import ParityError
+from deploytool.evaluation import attacked_batches
+from deploytool.export.activations import calibrate, measure
+from deploytool.models.conditional import ConditionalModel
+from deploytool.models.setting import Setting
+from deploytool.progress import progress_bar
+from deploytool.recipe import OatMethod, Recipe
+from deploytool.runtime.artefact import Artefact, artefact_of
+from deploytool.runtime.graph import Graph, assemble
+from deploytool.runtime.network import OwnSession, open_session
+from deploytool.runtime.partial import specialized_graph
+from deploytool.runtime.quantized import quantized_graph, with_pooled_means
+from deploytool.runtime.ranges import PRECISION, QUANTIZATION
+from deploytool.runtime.rounding import rounded_weight, weight_scales
+from deploytool.runtime.specialize import INT8_TOLERANCE
+from deploytool.training.run import Run
+
+Array = np.ndarray[Any, Any]
+Networks = Mapping[Setting, tuple[OwnSession, OwnSession]]
+
+CALIBRATION_IMAGES, RANDOM_IMAGES = 256, 32
+TEST_IMAGES, CHECKED_IMAGES = 500, 32
+ATTACK = "pgd-7"
+ALLOWED_LOSS = 0.005
+LAMBDAS = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Turns a float32 file into an INT8 one, and measures what that costs.
+
+    Attributes:
+        model: the model that the file holds.
+        recipe: its recipe.
+        setting: width, conditioning and threshold of the file.
+        narrow: further widths in the file.
+        images: calibration images (n, C, H, W) float32 in [0, 1].
+        test: images to measure accuracy on; none where the model is not trained.
+    """
+
+    model: ConditionalModel
+    recipe: Recipe
+    setting: Setting
+    narrow: Sequence[float]
+    images: Array
+    test: Images | None
+
+    def __call__(self, file: onnx.ModelProto) -> dict[str, Any]:
+        """Quantise a file in place.
+
+        Returns:
+            `precision`, `size_ratio` (file / the same in float32), `calibration_images`, and `rows`; see
+            `accuracy_rows`.
+
+        Raises:
+            ParityError: an INT8 network answers nothing like the float32 one.
+        """
+        before = file.ByteSize()
+        name = Path(f"the int8 file of {self.recipe.name}")
+        plain = artefact_of(name, file)
+        if plain.metadata.fixed:
+            _make_static(file, plain, self.images)
+        else:
+            store_int8(file, self.model.conditioned, set(self.model.masks))
+            ranges = calibrate(artefact_of(name, file), self.images, self._lambdas())
+            file.metadata_props.add(key=QUANTIZATION, value=ranges.to_json())
+        quantized = artefact_of(name, file)
+        networks = self._networks(plain, quantized)
+        self._check_answers(networks, open_session(file.SerializeToString(), 1, str(name)))
+        return {
+            "precision": "int8",
+            "size_ratio": round(file.ByteSize() / before, 6),
+            "calibration_images": len(self.images),
+            "rows": [] if self.test is None else self.accuracy_rows(networks, self.test),
+        }
+
+    def accuracy_rows(self, networks: Networks, test: Images) -> list[dict[str, Any]]:
+        """Accuracies of the float32 and INT8 network of each setting, both run by onnxruntime.
+
+        The attack is PGD-7 with the recipe's radius and step on the float32 network, and both networks see the same
+        images: an INT8 network has no gradient, so what it meets is an attack transferred from its float32 twin.
+
+        Returns:
+            Rows `{lambda, width, clean_accuracy, clean_accuracy_int8, robust_accuracy, robust_accuracy_int8, n}`;
+            `lambda` is None where the model takes none.
+        """
+        section = self.recipe.attack
+        attack = named_attack(ATTACK, Pgd(section.eps, section.step_size, section.steps, section.random_start))
+        rows = []
+        with progress_bar("measuring int8", 2 * len(networks)) as bar:
+            for setting, pair in networks.items():
+                row: dict[str, Any] = {
+                    "lambda": setting.lam if self.model.is_conditional else None,
+                    "width": setting.width,
+                }
+                with self.model.network(setting) as network:
+                    for kind, chosen in (("clean", None), ("robust", attack)):
+                        correct = np.zeros(2, int)
+                        for image, label in attacked_batches(network, test, chosen, self.recipe.seed):
+                            for index, session in enumerate(pair):
+                                answer = session.run({"image": image.numpy()})[0].argmax(1)
+                                correct[index] += int((answer == label.numpy()).sum())
+                        row[f"{kind}_accuracy"], row[f"{kind}_accuracy_int8"] = (correct / len(test)).tolist()
+                        bar.advance(f"lambda {setting.lam:g} width {setting.width:g}")
+                rows.append({**row, "n": len(test)})
+        return rows
+
+    def _check_answers(self, networks: Networks, stored: InferenceSession) -> None:
+        """Refuse a file whose logits, INT8 or as stored, are far off those in float32: that is no rounding."""
+        taken = {value.name for value in stored.get_inputs()}
+        for setting, (float32, int8) in networks.items():
+            feed = {"image": self.images[:CHECKED_IMAGES]}
+            knobs = {"lambda": setting.lam, "width": setting.width}
+            fed = {**feed, **{name: np.array(value, np.float32) for name, value in knobs.items() if name in taken}}
+            want = float32.run(feed)[0]
+            answers = int8.run(feed)[0], stored.run(["logits"], fed)[0]
+            error = max(float(np.abs(answer - want).max()) for answer in answers)
+            allowed = INT8_TOLERANCE * float(np.ptp(want))
+            if not error <= allowed:
+                raise ParityError(
+                    f"nothing was written: int8 moves logits by {error:.2e} at lambda {setting.lam:g}, width "
+                    f"{setting.width:g}, allowed {allowed:.2e}; try more calibration images, or leave --quantize out"
+                )
+
+    def _lambdas(self) -> list[float]:
+        """S_lambda: what the recipe evaluates, and what OAT is trained on."""
+        method = self.recipe.method
+        return [*self.recipe.evaluate.lambdas, *(method.lambdas if isinstance(method, OatMethod) else [])]
+
+    def _networks(self, plain: Artefact, quantized: Artefact) -> Networks:
+        """The float32 and the INT8 network at both ends of lambda and each width."""
+        settings = [
+            replace(self.setting, lam=lam, width=width)
+            for width in (*self.narrow, self.setting.width)
+            for lam in (LAMBDAS if self.model.is_conditional else (0.0,))
+        ]
+        return {at: (self._network(plain, at), self._network(quantized, at)) for at in settings}
+
+    def _network(self, artefact: Artefact, setting: Setting) -> OwnSession:
+        lam = setting.lam if artefact.metadata.conditional else None
+        return OwnSession(specialized_graph(artefact, lam, None, setting.width), 1, str(artefact.path))
+
+
+def quantizer_of_run(run: Run, setting: Setting, narrow: Sequence[float], count: int | None) -> Quantizer:
+    """A quantiser with so many of a run's training images, 256 where None, in an order that the recipe's seed decides.
+
+    Raises:
+        DataError: the data set cannot be loaded.
+    """
+    data = load_dataset(run.recipe.data)
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(run.recipe.seed))
+    images = data.train.batch(chosen[: count or CALIBRATION_IMAGES])[0].numpy()
+    return Quantizer(run.model, run.recipe, setting, narrow, images, data.test.head(TEST_IMAGES))
+
+
+def quantizer_of_untrained(
+    model: ConditionalModel,
+    recipe: Recipe,
+    info: DatasetInfo,
+    setting: Setting,
+    narrow: Sequence[float],
+    count: int | None,
+) -> Quantizer:
+    """A quantiser with so many uniform images, 32 where None."""
+    images = np.random.default_rng(0).random((count or RANDOM_IMAGES, *info.shape), np.float32)
+    return Quantizer(model, recipe, setting, narrow, images, None)
+
+
+def store_int8(file: onnx.ModelProto, weights: Sequence[str], masked: set[str]) -> None:
+    """Store weights as int8 with a scale per output channel, in place; what reads them finds them by their old names.
+
+    Args:
+        file: an exported model.
+        weights: names of initializers; those that are not there, or have less than two axes, are left alone.
+        masked: weights that a mask makes sparse: there, what is not 0 stays so.
+    """
+    graph = file.graph
+    tensors: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+    for tensor in graph.initializer:
+        if tensor.name not in weights or len(tensor.dims) < 2:
+            tensors.append(tensor)
+            continue
+        name, weight = tensor.name, numpy_helper.to_array(tensor)
+        scales = weight_scales(weight)
+        steps = rounded_weight(weight, scales)
+        if name in masked:
+            steps = np.where((steps == 0) & (weight != 0), np.sign(weight), steps).astype(np.int8)
+        stored = {f"{name}.int8": steps, f"{name}.scale": scales}
+        tensors.extend(numpy_helper.from_array(value, key) for key, value in stored.items())
+        nodes.append(helper.make_node("DequantizeLinear", list(stored), [name], axis=0))
+    rest = list(graph.node)
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(tensors)
+    graph.node.extend([*nodes, *rest])
+
+
+def lost_accuracy(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """One line on the greatest loss of accuracy that INT8 brings, None where none is above 0.005."""
+    losses = [
+        (row[f"{kind}_accuracy"] - row[f"{kind}_accuracy_int8"], kind, row)
+        for row in rows
+        for kind in ("clean", "robust")
+    ]
+    above = [loss for loss in losses if loss[0] > ALLOWED_LOSS + 1e-9]  # differences of fractions are not exact
+    if not above:
+        return None
+    loss, kind, row = max(above, key=lambda each: each[0])
+    at = f"width {row['width']:g}" if row["lambda"] is None else f"lambda {row['lambda']:g}, width {row['width']:g}"
+    return (
+        f"int8 loses {loss:.3f} of {kind} accuracy at {at} on {row['n']} images, more than {ALLOWED_LOSS:g}; "
+        f"{len(above)} of {len(losses)} accuracies lose that much"
+    )
+
+
+def _make_static(file: onnx.ModelProto, plain: Artefact, images: Array) -> None:
+    """Replace a file that takes images alone by its INT8 network."""
+    graph = with_pooled_means(_float_graph(plain))
+    static = quantized_graph(graph, measure(graph, images, str(plain.path)))
+    file.CopyFrom(assemble(static, {**plain.properties, PRECISION: "int8"}))
+
+
+def _float_graph(plain: Artefact) -> Graph:
+    return specialized_graph(plain, None, None, plain.metadata.widths[-1], precision="float32")
