@@ -30,7 +30,7 @@ format: .venv/.installed
 	$(BIN)/ruff format .
 
 bench: .venv/.installed  ## ratios of things run interleaved in one process
-	$(BIN)/python benchmarks/specialised_latency.py
+	$(BIN)/python benchmarks/settings_latency.py --int8
 	$(BIN)/python benchmarks/training_step.py --rounds 2
 
 .venv/.installed: pyproject.toml

@@ -10,7 +10,6 @@ OAT at 1.43 times and PGD-AT at 1.37 times FLOAT's time (ResNet-34, on a GPU).
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from deploytool.data.datasets import dataset_info
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_setting
 from deploytool.recipe import Recipe, load_recipe
+from deploytool.timing import interleaved
 from deploytool.training.loop import make_optimizer
 from deploytool.training.methods import training_step
 
@@ -52,13 +52,7 @@ def main() -> None:
     steps = {
         name: one_step(load_recipe(arguments.recipe, changes), arguments, name) for name, changes in methods.items()
     }
-    times = np.zeros((WARM_UP + arguments.rounds, len(steps)))
-    for row in times:
-        for index, step in enumerate(steps.values()):
-            began = time.perf_counter()
-            step()
-            row[index] = time.perf_counter() - began
-    times = times[WARM_UP:]
+    times = interleaved(list(steps.values()), rounds=arguments.rounds, warm_up=WARM_UP)
     ratios, medians = np.median(times / times[:, :1], axis=0), np.median(times, axis=0)
     print(f"{arguments.recipe.name}, batch {arguments.batch}, {arguments.rounds} rounds, {arguments.device},")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} CPUs\n")

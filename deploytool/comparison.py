@@ -6,7 +6,6 @@ A variant that is done (RUN/NAME-seedS/comparison.json) is not trained again.
 
 import copy
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from deploytool.models.listing import count_macs
 from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.oat import OatModel
 from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe, make_recipe
+from deploytool.timing import interleaved
 from deploytool.training.loop import make_optimizer, train
 from deploytool.training.methods import training_step
 from deploytool.training.run import Run, load_run
@@ -192,25 +192,26 @@ def step_seconds(recipes: dict[str, Recipe], data: Dataset, device: str) -> dict
 
     The recipes take turns within each round, so that whatever else this machine does meets them alike.
     """
-    place = torch.device(device)
-    ready = {}
-    for name, recipe in recipes.items():
-        model = build_model(recipe, data.info).to(place).train()
-        image, label = data.train.batch(slice(0, recipe.data.batch_size))
-        ready[name] = (model, make_optimizer(model, recipe), recipe, image.to(place), label.to(place))
-    times: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(TIMED_WARM_UP + TIMED_ROUNDS):
-        for name, (model, optimizer, recipe, image, label) in ready.items():
-            began = time.perf_counter()
-            step = training_step(model, recipe, image, label, torch.Generator(place))
-            optimizer.zero_grad(set_to_none=True)
-            step.loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            model.apply_masks()
-            if place.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - began)
-    return {name: float(np.median(column[TIMED_WARM_UP:])) for name, column in times.items()}
+    steps = [_one_step(recipe, data, torch.device(device)) for recipe in recipes.values()]
+    medians = np.median(interleaved(steps, rounds=TIMED_ROUNDS, warm_up=TIMED_WARM_UP), axis=0)
+    return dict(zip(recipes, medians.tolist(), strict=True))
+
+
+def _one_step(recipe: Recipe, data: Dataset, place: torch.device) -> Callable[[], None]:
+    model = build_model(recipe, data.info).to(place).train()
+    optimizer = make_optimizer(model, recipe)
+    image, label = (part.to(place) for part in data.train.batch(slice(0, recipe.data.batch_size)))
+
+    def run() -> None:
+        step = training_step(model, recipe, image, label, torch.Generator(place))
+        optimizer.zero_grad(set_to_none=True)
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        model.apply_masks()
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
 
 
 def _with_time(row: Row, seconds: dict[str, float]) -> Row:

@@ -19,10 +19,8 @@ EXTRAS = {
 }
 
 
-def require_extra(extra: str) -> None:
-    """Raise MissingExtraError unless every package of an extra can be imported."""
-    missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
+def require_extra(extra: str, *packages: str) -> None:
+    """Raise MissingExtraError unless every package of an extra, or every named one of them, can be imported."""
+    missing = [package for package in packages or EXTRAS[extra] if find_spec(package) is None]
     if missing:
-        raise MissingExtraError(
-            f"this needs {', '.join(missing)}; install them with: pip install 'deploytool[{extra}]'"
-        )
+        raise MissingExtraError(f"this needs {', '.join(missing)}; install with: pip install 'deploytool[{extra}]'")

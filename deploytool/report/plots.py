@@ -1,14 +1,18 @@
 """Figures: SVG for documents, PNG for people."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deploytool.atomic import atomic_path
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LOG_FROM = 8.0  # latencies so many times apart are told apart on a logarithmic axis alone
 
 
 def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alphas: dict[str, Any], path: Path) -> None:
@@ -48,9 +52,63 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
     axes.tick_params(axis="x", rotation=30)
     if shown:
         axes.legend(frameon=False)
-    for suffix in (".png", ".svg"):
-        with atomic_path(path.with_suffix(suffix)) as aside:
-            figure.savefig(aside, format=suffix[1:], dpi=130)
+    _save(figure, path)
+
+
+def sweep_figure(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw latency over width, a line per precision and number of threads; write PNG and SVG.
+
+    A point is the median, its bar reaches from p50 to p90. Lambdas stand side by side at each width; the line joins
+    the medians over them. Where there is one width, latency is drawn over lambda instead.
+
+    Args:
+        rows: as `deploytool.runtime.sweep.sweep` returns them.
+        title: what was measured where.
+        path: file to write; its suffix is replaced by .png and .svg.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    widths = sorted({row["width"] for row in rows})
+    lambdas = sorted({row["lambda"] for row in rows if row["lambda"] is not None})
+    key = "width" if len(widths) > 1 or len(lambdas) < 2 else "lambda"
+    values = widths if key == "width" else lambdas
+    beside = lambdas if key == "width" and len(lambdas) > 1 else []
+    gap = min((b - a for a, b in pairwise(values)), default=1.0)
+    slot = 0.6 * gap / max(len(beside), 4)
+    lines = _latency_lines(rows)
+    for index, (line, style) in enumerate(lines):
+        chosen = [row for row in rows if (row["precision"], row["threads"]) == line]
+        shift = 0.6 * slot * ((index + 0.5) / len(lines) - 0.5)  # lines that take equally long are seen side by side
+        x = [row[key] + shift + slot * _place(row["lambda"], beside) for row in chosen]
+        p50 = [row["p50_ms"] for row in chosen]
+        above = [row["p90_ms"] - row["p50_ms"] for row in chosen]
+        over = sorted({row[key] for row in chosen})
+        medians = [float(np.median([row["p50_ms"] for row in chosen if row[key] == value])) for value in over]
+        joined = [value + shift for value in over]
+        axes.plot(joined, medians, color=style["color"], linestyle=style["linestyle"], linewidth=1)
+        axes.errorbar(x, p50, [[0.0] * len(x), above], None, "none", ecolor=style["color"], capsize=3, elinewidth=1.2)
+        axes.plot(x, p50, **(style | {"linestyle": "none"}))
+        axes.plot([], [], **style, linewidth=1, label=f"{line[0]}, {line[1]} {'thread' if line[1] == 1 else 'threads'}")
+    each = f"\n(at each width, from left to right: lambda {', '.join(f'{lam:g}' for lam in beside)})" if beside else ""
+    axes.set_xlabel(f"width multiplier{each}" if key == "width" else f"lambda (width {widths[0]:g})")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.margins(x=0.1)
+    axes.set_ylabel("latency of one inference in ms\n(point: median; bar: up to the 90th percentile)")
+    least, most = min(row["p50_ms"] for row in rows), max(row["p90_ms"] for row in rows)
+    if most > LOG_FROM * least:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    else:
+        axes.set_ylim(0, 1.05 * most)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    axes.set_title(title.replace("; ", "\n"), fontsize=9)
+    _save(figure, path)
 
 
 def _tradeoff_panel(panel: Any, rows: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
@@ -76,3 +134,29 @@ def _line(row: dict[str, Any]) -> str:
     if row.get("width", 1.0) != 1:
         parts.append(f"width {row['width']:g}")
     return ", ".join(parts)
+
+
+def _latency_lines(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, int], dict[str, Any]]]:
+    """Precision and threads of each line, and its style: threads have a colour and marker, precisions a dash."""
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    threads = sorted({row["threads"] for row in rows})
+    lines = []
+    for line in sorted({(precisions.index(row["precision"]), threads.index(row["threads"])) for row in rows}):
+        colour = COLOURS[line[1] % len(COLOURS)]
+        marker = MARKERS[(line[1] + line[1] // len(COLOURS)) % len(MARKERS)]
+        fill, dash = ("white", "--") if line[0] else (colour, "-")
+        style = {"color": colour, "marker": marker, "markersize": 5, "markerfacecolor": fill, "linestyle": dash}
+        lines.append(((precisions[line[0]], threads[line[1]]), style))
+    return lines
+
+
+def _place(lam: float | None, beside: Sequence[float]) -> float:
+    """Where a lambda stands among those at one width: 0 in the middle."""
+    return beside.index(lam) - (len(beside) - 1) / 2 if beside and lam is not None else 0.0
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write PNG and SVG, each whole or not at all."""
+    for suffix in (".png", ".svg"):
+        with atomic_path(path.with_suffix(suffix)) as aside:
+            figure.savefig(aside, format=suffix[1:], dpi=130)

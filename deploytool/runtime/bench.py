@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -14,15 +13,18 @@ import numpy as np
 import onnx
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.runtime.artefact import MAX_IMAGE_VALUES, read_onnx
-from deploytool.runtime.session import Session, open_session, run_session
+from deploytool.runtime.artefact import MAX_IMAGE_VALUES, artefact_of, read_onnx
+from deploytool.runtime.network import open_session, run_session
+from deploytool.runtime.partial import check_precision, file_precisions
+from deploytool.runtime.session import Session
 from deploytool.runtime.threads import check_threads
+from deploytool.timing import interleaved
 
 PROBE_TIMEOUT_S = 300
 MAX_BATCH_VALUES = 1 << 30
-MIN_RUNS, MAX_RUNS, WARM_UP = 30, 20_000, 5
 
 Inference = Callable[[], object]
+Knobs = dict[str, Any]
 
 
 def bench(
@@ -34,6 +36,8 @@ def bench(
     lam: float | None = None,
     generic: bool = False,
     seconds: float = 3.0,
+    width: float | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Measure an ONNX file, alone or interleaved with another one.
 
@@ -48,11 +52,15 @@ def bench(
         lam: lambda of a conditional file; 0 where None. Ignored by plain files.
         generic: run conditional files as stored, lambda being an input.
         seconds: time to spend on measuring; at least 30 runs are made.
+        width: one of the widths of a slimmable file; its widest where None.
+        precision: `float32` or `int8`; the fastest that the file can be specialised to where None. Width and precision
+            are ignored by a file that has no choice of them, where the other one has.
 
     Returns:
         `p50_ms`, `p90_ms`, `p99_ms` per inference, `throughput_ips` (images per second), `peak_rss_mb` (10^6 bytes,
-        of a fresh process that loads and runs the file), `size_mb`, `threads`, `batch`, `lambda`, `runs`; with `vs`
-        also `ratio_vs`, the median over pairs of time / time of the other, and the other's figures as `vs`.
+        of a fresh process that loads and runs the file), `size_mb`, `threads`, `batch`, `lambda`, `width`,
+        `precision`, `runs`; with `vs` also `ratio_vs`, the median over pairs of time / time of the other, and the
+        other's figures as `vs`.
 
     Raises:
         ArtefactError: a file is not usable. InputError: an argument is out of range.
@@ -63,19 +71,23 @@ def bench(
         raise InputError(f"seconds (={seconds:g}) must be in (0, 3600]")
     threads = check_threads(threads)
     files = [Path(file)] if vs is None else [Path(file), Path(vs)]
-    prepared = [prepare(path, threads, batch, lam, generic) for path in files]
-    times = _interleaved([run for run, _ in prepared], seconds)
+    prepared = [prepare(path, threads, batch, lam, generic, width, precision) for path in files]
+    for name, value in (("width", width), ("precision", precision)):
+        if value is not None and all(knobs[name] != value for _, knobs in prepared):
+            given = " and ".join(f"{path} has {knobs[name]}" for path, (_, knobs) in zip(files, prepared, strict=True))
+            raise InputError(f"{name} (={value}) was given, but {given}; leave it out")
+    times = interleaved([run for run, _ in prepared], seconds=seconds)
     results: list[dict[str, Any]] = []
-    for path, (_, used), column in zip(files, prepared, times.T, strict=True):
+    for path, (_, knobs), column in zip(files, prepared, times.T, strict=True):
         results.append(
             {
                 "file": str(path),
-                **_percentiles(column, batch),
-                "peak_rss_mb": _peak_rss_mb(path, threads, batch, used, generic),
+                **latency_figures(column, batch),
+                "peak_rss_mb": _peak_rss_mb(path, threads, batch, knobs, generic),
                 "size_mb": round(path.stat().st_size / 1e6, 6),
                 "threads": threads,
                 "batch": batch,
-                "lambda": used,
+                **knobs,
                 "runs": len(times),
             }
         )
@@ -84,23 +96,38 @@ def bench(
     return results[0]
 
 
-def prepare(path: Path, threads: int, batch: int, lam: float | None, generic: bool) -> tuple[Inference, float | None]:
-    """Open a file; return a function that runs one inference on fixed random images, and the lambda it runs at."""
+def prepare(
+    path: Path,
+    threads: int,
+    batch: int,
+    lam: float | None,
+    generic: bool,
+    width: float | None = None,
+    precision: str | None = None,
+) -> tuple[Inference, Knobs]:
+    """Open a file; return a function that runs one inference on fixed random images, and what it runs at.
+
+    The second are `lambda`, `width` and `precision`, None where the file has no such thing.
+    """
     model = read_onnx(path)
     if any(p.key == "deploytool.version" for p in model.metadata_props):
-        session = Session(path, threads=threads)
+        artefact = artefact_of(path, model)
+        can = file_precisions(artefact)[-1 if generic else 0 :]
+        kind = check_precision(artefact, precision if len(can) > 1 else can[0])
+        session = Session(artefact, threads=threads, background=False, precision=kind)
         used = (0.0 if lam is None else session.check_lambda(lam)) if session.metadata.conditional else None
-        image = _images((batch, *session.metadata.shape))
+        chosen = session.check_width(width if len(session.metadata.widths) > 1 else None)
+        image = random_images((batch, *session.metadata.shape))
         run = session.generic if generic else session
-        return lambda: run(image, used), used
+        return lambda: run(image, used, chosen), {"lambda": used, "width": chosen, "precision": kind}
     initialized = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialized]
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs)
         raise ArtefactError(f"{path} has inputs {names or 'none'}; bench feeds files of deploytool, or one image input")
-    image, name = _images(_image_shape(path, inputs[0], batch)), inputs[0].name
+    image, name = random_images(_image_shape(path, inputs[0], batch)), inputs[0].name
     plain = open_session(model.SerializeToString(), threads, str(path))
-    return lambda: run_session(plain, None, {name: image}, str(path)), None
+    return lambda: run_session(plain, None, {name: image}, str(path)), dict.fromkeys(("lambda", "width", "precision"))
 
 
 def _image_shape(path: Path, value: onnx.ValueInfoProto, batch: int) -> tuple[int, ...]:
@@ -117,32 +144,16 @@ def _image_shape(path: Path, value: onnx.ValueInfoProto, batch: int) -> tuple[in
     return (batch, *sizes[1:])
 
 
-def _images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def random_images(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Images (N, C, H, W) float32 in [0, 1), always the same; raise InputError where they are too many to hold."""
     if prod(shape) > MAX_BATCH_VALUES:
         each = prod(shape[1:])
         raise InputError(f"batch (={shape[0]}) of {each} values each is too much; at most {MAX_BATCH_VALUES} in all")
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-def _interleaved(runs: list[Inference], seconds: float) -> np.ndarray[Any, Any]:
-    """Seconds per (round, candidate) after a warm-up; the order of candidates alternates from round to round."""
-    for run in runs:
-        for _ in range(WARM_UP):
-            run()
-    rounds: list[list[float]] = []
-    deadline = time.perf_counter() + seconds
-    while len(rounds) < MIN_RUNS or (time.perf_counter() < deadline and len(rounds) < MAX_RUNS):
-        row = [0.0] * len(runs)
-        order = range(len(runs)) if len(rounds) % 2 == 0 else reversed(range(len(runs)))
-        for index in order:
-            began = time.perf_counter()
-            runs[index]()
-            row[index] = time.perf_counter() - began
-        rounds.append(row)
-    return np.array(rounds)
-
-
-def _percentiles(seconds: np.ndarray[Any, Any], batch: int) -> dict[str, float]:
+def latency_figures(seconds: np.ndarray[Any, Any], batch: int) -> dict[str, float]:
+    """Percentiles of the seconds (rounds,) of an inference, and images per second."""
     p50, p90, p99 = (float(v) for v in np.percentile(seconds, [50, 90, 99]))
     return {
         "p50_ms": p50 * 1e3,
@@ -152,12 +163,12 @@ def _percentiles(seconds: np.ndarray[Any, Any], batch: int) -> dict[str, float]:
     }
 
 
-def _peak_rss_mb(path: Path, threads: int, batch: int, lam: float | None, generic: bool) -> float:
+def _peak_rss_mb(path: Path, threads: int, batch: int, knobs: Knobs, generic: bool) -> float:
     """Run the probe in a fresh process, where nothing else has raised the peak.
 
     `-P` keeps the current folder off its module path: a `json.py` that lies beside a model must not run.
     """
-    request = json.dumps({"file": str(path), "threads": threads, "batch": batch, "lam": lam, "generic": generic})
+    request = json.dumps({"file": str(path), "threads": threads, "batch": batch, "generic": generic, **knobs})
     command = [sys.executable, "-P", "-m", "deploytool.runtime.memory_probe", request]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)

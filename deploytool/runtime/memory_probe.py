@@ -1,6 +1,8 @@
 """A process of its own that loads a model, runs it a few times and prints its peak memory.
 
-python -m deploytool.runtime.memory_probe '{"file": "model.onnx", "threads": 1, "batch": 1, "lam": 0, "generic": false}'
+python -m deploytool.runtime.memory_probe \
+    '{"file": "model.onnx", "threads": 1, "batch": 1, "generic": false, "lambda": 0, "width": 1,
+      "precision": "float32"}'
 """
 
 import json
@@ -16,7 +18,8 @@ RUNS = 5
 def main() -> None:
     """Read the request from the first argument, print `{"peak_rss_mb": ...}` (10^6 bytes)."""
     request = json.loads(sys.argv[1])
-    run, _ = prepare(Path(request["file"]), request["threads"], request["batch"], request["lam"], request["generic"])
+    place = Path(request["file"]), request["threads"], request["batch"]
+    run, _ = prepare(*place, request["lambda"], request["generic"], request["width"], request["precision"])
     for _ in range(RUNS):
         run()
     sys.stdout.write(json.dumps({"peak_rss_mb": round(peak_rss_bytes() / 1e6, 3)}) + "\n")

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deploytool.report.plots import tradeoff_figure
+from deploytool.report.plots import sweep_figure, tradeoff_figure
 
 
 def row(value: str, lam: float | None, clean: float, robust: float, line: tuple[Any, Any] = ("switch", 0.0)) -> dict:
@@ -25,19 +25,25 @@ ROWS = [row("frozen", 1.0, 0.8, 0.6), row("frozen", 0.0, 0.9, 0.3), row("none", 
 ALPHAS = {"frozen": {"conv1": 0.25, "conv2": -0.5}, "none": {}}
 
 
+def kept_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Where figures go instead of being rendered."""
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, path: Path, **options: Any) -> None:
+        kept.append(figure)
+        Path(path).write_bytes(b"x")
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept
+
+
 @pytest.fixture
 def drawn(monkeypatch, tmp_path: Path) -> Any:
     """Draw a figure without rendering it; return its axes: the panels, then the alphas."""
 
     def draw(rows: list[dict], alphas: dict[str, Any], key: str = "method.noise") -> tuple[Figure, list[Any]]:
-        kept: list[Figure] = []
-
-        def keep(figure: Figure, path: Path, **options: Any) -> None:
-            kept.append(figure)
-            Path(path).write_bytes(b"x")
-
         with monkeypatch.context() as patch:
-            patch.setattr(Figure, "savefig", keep)
+            kept = kept_figures(patch)
             tradeoff_figure(rows, key, "pgd-7", alphas, tmp_path / "kept.png")
         return kept[0], kept[0].axes
 
@@ -117,3 +123,56 @@ def test_a_failure_while_drawing_keeps_the_old_figure(tmp_path: Path, monkeypatc
         tradeoff_figure(ROWS, "method.noise", "pgd-7", ALPHAS, tmp_path / "figure.png")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
     assert (tmp_path / "figure.png").read_bytes() == b"old"
+
+
+def latency(lam: float | None, width: float, p50: float, threads: int = 1, precision: str = "float32") -> dict:
+    return {
+        "lambda": lam, "width": width, "precision": precision, "threads": threads, "p50_ms": p50, "p90_ms": p50 + 1,
+    }  # fmt: skip
+
+
+def swept_axes(rows: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    kept = kept_figures(monkeypatch)
+    sweep_figure(rows, "model.onnx; here", tmp_path / "sweep.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.png", "sweep.svg"]
+    (axes,) = kept[0].axes
+    return axes
+
+
+def test_latency_over_width_holds_every_row(tmp_path: Path, monkeypatch) -> None:
+    p50 = {(1.0, 0.0): 8.0, (1.0, 0.5): 7.0, (1.0, 1.0): 6.0, (0.5, 0.0): 2.5, (0.5, 0.5): 2.0, (0.5, 1.0): 3.0}
+    axes = swept_axes([latency(lam, width, ms) for (width, lam), ms in p50.items()], tmp_path, monkeypatch)
+    joined, *_, marked, _ = axes.get_lines()  # between them are the bars' caps, at the end the legend's
+    medians, rows = points(joined), points(marked)
+    assert medians == [(0.5, 2.5), (1.0, 7.0)]
+    assert [y for _, y in sorted(rows)] == [2.5, 2.0, 3.0, 8.0, 7.0, 6.0]  # by width, then by lambda
+    near = [min((0.5, 1.0), key=lambda width: abs(width - x)) for x, _ in sorted(rows)]
+    assert near == [0.5] * 3 + [1.0] * 3
+    bars = [tuple(segment[:, 1]) for segment in axes.collections[0].get_segments()]
+    assert sorted(bars) == sorted((ms, ms + 1) for ms in p50.values())
+    assert "width" in axes.get_xlabel() and "lambda 0, 0.5, 1" in axes.get_xlabel() and "ms" in axes.get_ylabel()
+    assert axes.get_title() == "model.onnx\nhere" and axes.get_ylim()[0] == 0
+
+
+def test_latency_of_one_width_is_over_lambda(tmp_path: Path, monkeypatch) -> None:
+    axes = swept_axes([latency(0.0, 1.0, 8.0), latency(1.0, 1.0, 7.0)], tmp_path, monkeypatch)
+    assert points(axes.get_lines()[0]) == [(0.0, 8.0), (1.0, 7.0)]
+    assert axes.get_xlabel() == "lambda (width 1)"
+
+
+def test_each_precision_and_number_of_threads_is_a_line_of_its_own_look(tmp_path: Path, monkeypatch) -> None:
+    lines = [(precision, threads) for precision in ("float32", "int8") for threads in (1, 2, 4, 8, 16, 32, 64)]
+    rows = [latency(None, 1.0, 5.0 + threads, threads, precision) for precision, threads in lines]
+    legend = swept_axes(rows, tmp_path, monkeypatch).get_legend()
+    names = [f"{precision}, {threads} thread{'s' if threads > 1 else ''}" for precision, threads in lines]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    looks = {
+        (to_hex(handle.get_color()), handle.get_marker(), handle.get_linestyle(), to_hex(handle.get_markerfacecolor()))
+        for handle in legend.legend_handles
+    }
+    assert len(looks) == len(lines)
+
+
+def test_latencies_far_apart_get_a_logarithmic_axis(tmp_path: Path, monkeypatch) -> None:
+    axes = swept_axes([latency(None, 1.0, 80.0), latency(None, 0.5, 2.0)], tmp_path, monkeypatch)
+    assert axes.get_yscale() == "log"

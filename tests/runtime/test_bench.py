@@ -11,16 +11,22 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploytool import timing
 from deploytool.errors import ArtefactError, InputError
+from deploytool.export.artefact import export_untrained
+from deploytool.recipe import load_recipe
 from deploytool.runtime import bench as bench_module
 from deploytool.runtime.bench import bench, prepare
+from deploytool.runtime.session import Session
 from deploytool.runtime.threads import available_threads
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 KEYS = {
     "file", "p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_rss_mb", "size_mb", "threads", "batch", "lambda",
-    "runs",
+    "width", "precision", "runs",
 }  # fmt: skip
 QUICK = {"seconds": 0.05, "threads": 1}
+NO_KNOBS = {"lambda": None, "width": None, "precision": None}
 
 
 @pytest.fixture
@@ -75,11 +81,11 @@ def test_figures_come_from_the_times_that_a_clock_gave(
             now += seconds
             calls.append(name)
 
-        return run, None
+        return run, NO_KNOBS
 
     runs = {plain_file: runner("a", 0.004), trained_file: runner("b", 0.002)}
     monkeypatch.setattr(bench_module, "prepare", lambda path, *rest: runs[path])
-    monkeypatch.setattr(bench_module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
     result = bench(plain_file, trained_file, batch=8, threads=1, seconds=0.6)
     assert result["runs"] == pytest.approx(100, abs=1)  # 0.6 s at 6 ms per round
     assert [result[f"p{q}_ms"] for q in (50, 90, 99)] == pytest.approx([4, 4, 4])
@@ -102,16 +108,53 @@ def test_what_is_run_is_specialised_unless_generic(
     from deploytool.runtime import session as session_module
 
     made: list[float] = []
-    real = session_module.specialized_model
+    real = session_module.specialized_graph
     monkeypatch.setattr(
         session_module,
-        "specialized_model",
+        "specialized_graph",
         lambda artefact, lam, *knobs: made.append(lam) or real(artefact, lam, *knobs),
     )
-    run, used = prepare(trained_file, 1, 2, 0.3, generic)
+    run, knobs = prepare(trained_file, 1, 2, 0.3, generic)
     logits = run()
     assert isinstance(logits, np.ndarray) and logits.shape == (2, 10)
-    assert (used, made) == (0.3, [] if generic else [0.3])
+    assert (knobs["lambda"], made) == (0.3, [] if generic else [pytest.approx(0.3)])
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_a_slimmable_file_runs_at_the_width_asked_for(generic: bool, wide_file: Path, no_probe: None) -> None:
+    for asked, used in ((None, 1.0), (0.5, 0.5), (1.0, 1.0)):
+        assert bench(wide_file, width=asked, generic=generic, **QUICK)["width"] == used
+    run, _ = prepare(wide_file, 1, 2, 0.3, generic, 0.5)
+    image = bench_module.random_images((2, 1, 8, 8))
+    expected = Session(wide_file, threads=1).generic(image, 0.3, 0.5)
+    np.testing.assert_allclose(run(), expected, atol=1e-4)
+
+
+def test_a_file_with_two_precisions_runs_at_the_fastest_or_the_one_asked_for(
+    wide_file: Path, tmp_path: Path, no_probe: None
+) -> None:
+    file = tmp_path / "int8.onnx"
+    recipe = load_recipe(RECIPES / "digits-float.yaml", ["model.arch=resnet8"])
+    export_untrained(recipe, file, quantize="int8", calibration_images=4)
+    for asked, used in ((None, "int8"), ("float32", "float32"), ("int8", "int8")):
+        assert bench(file, precision=asked, **QUICK)["precision"] == used
+    assert bench(file, generic=True, **QUICK)["precision"] == "float32"  # what the graph as stored computes in
+    result = bench(file, wide_file, precision="int8", **QUICK)
+    assert (result["precision"], result["vs"]["precision"]) == ("int8", "float32")
+    with pytest.raises(InputError, match=r"precision \(=int4\)|precision \(='int4'\)"):
+        bench(file, precision="int4", **QUICK)
+    with pytest.raises(InputError, match=r"precision \(=int8\) was given, but .* float32; leave it out"):
+        bench(wide_file, precision="int8", **QUICK)
+
+
+def test_width_is_for_files_that_have_it(wide_file: Path, plain_file: Path, tmp_path: Path, no_probe: None) -> None:
+    with pytest.raises(InputError, match=r"width \(=0.75\) is not in .*holds 0.5, 1"):
+        bench(wide_file, width=0.75, **QUICK)
+    result = bench(wide_file, plain_file, width=0.5, **QUICK)
+    assert (result["width"], result["vs"]["width"]) == (0.5, 1.0)
+    for file in (plain_file, third_party(tmp_path / "other.onnx", [1, 3, 4, 4])):
+        with pytest.raises(InputError, match=r"width \(=0.5\) was given, but .*\.onnx .*leave it out"):
+            bench(file, width=0.5, **QUICK)
 
 
 def test_a_plain_file_ignores_lambda(plain_file: Path, no_probe: None) -> None:
@@ -125,9 +168,9 @@ def test_a_third_party_file_of_fixed_batch_runs_as_it_is(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_third_party_file_of_free_batch_takes_any(batch: int, tmp_path: Path) -> None:
-    run, used = prepare(third_party(tmp_path / "other.onnx", ["N", 3, 4, 4]), 1, batch, 0.5, False)
+    run, knobs = prepare(third_party(tmp_path / "other.onnx", ["N", 3, 4, 4]), 1, batch, 0.5, False)
     (answer,) = run()  # type: ignore[misc]
-    assert used is None and answer.shape == (batch, 3, 1, 1)
+    assert knobs == NO_KNOBS and answer.shape == (batch, 3, 1, 1)
     assert (answer >= 0).all() and (answer <= 1).all()
 
 
@@ -220,7 +263,7 @@ def test_threads_default_to_those_available(plain_file: Path, no_probe: None) ->
 
 @pytest.mark.parametrize("generic", [False, True])
 def test_the_memory_probe_prints_one_number(generic: bool, trained_file: Path) -> None:
-    request = {"file": str(trained_file), "threads": 1, "batch": 2, "lam": 0.3, "generic": generic}
+    request = {"file": str(trained_file), "threads": 1, "batch": 2, "generic": generic, **NO_KNOBS, "lambda": 0.3}
     command = [sys.executable, "-m", "deploytool.runtime.memory_probe", json.dumps(request)]
     document = json.loads(subprocess.check_output(command, text=True))
     assert set(document) == {"peak_rss_mb"}
@@ -231,10 +274,10 @@ def test_a_probe_that_fails_or_hangs_is_an_artefact_error(
     trained_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ArtefactError, match=r"absent\.onnx: the process .* failed: .*cannot be read"):
-        bench_module._peak_rss_mb(tmp_path / "absent.onnx", 1, 1, None, False)
+        bench_module._peak_rss_mb(tmp_path / "absent.onnx", 1, 1, NO_KNOBS, False)
     monkeypatch.setattr(bench_module, "PROBE_TIMEOUT_S", 0.01)
     with pytest.raises(ArtefactError, match="more than"):
-        bench_module._peak_rss_mb(trained_file, 1, 1, 0.3, False)
+        bench_module._peak_rss_mb(trained_file, 1, 1, {**NO_KNOBS, "lambda": 0.3}, False)
 
 
 def test_images_too_large_to_hold_are_refused(plain_file: Path, tmp_path: Path) -> None:
