@@ -48,15 +48,31 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from cli
     """Numbers separated by commas."""
 
     name = "number,..."
+    kind: type = float
+    expected = "numbers separated by commas, as in 0,0.2,1"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """Parse `0,0.2,1`."""
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(part) for part in str(value).split(","))
+            return tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} must be numbers separated by commas, as in 0,0.2,1", param, ctx)
+            self.fail(f"{value!r} must be {self.expected}", param, ctx)
+
+
+class CountList(NumberList):
+    """Whole numbers separated by commas."""
+
+    kind = int
+    expected = "whole numbers separated by commas, as in 1,2"
+
+
+class NameList(NumberList):
+    """Names separated by commas."""
+
+    name = "name,..."
+    kind = str
 
 
 def json_option(command: F) -> F:
@@ -199,6 +215,9 @@ def evaluate(
     show_default=True,
     help="Keep channels for whole blocks of so many, where channel masks let them go.",
 )
+@click.option("--compress", is_flag=True, help="Store weights that are mostly zeros sparse; any runtime restores them.")
+@click.option("--quantize", type=click.Choice(["int8"]), help="Store 8-bit weights, and what INT8 networks need.")
+@click.option("--calibration-images", type=click.IntRange(1, 1 << 20), help="Images for --quantize. [256]")
 @set_option
 @json_option
 def export(
@@ -209,6 +228,9 @@ def export(
     conditioning: Any,
     width: float | None,
     round_channels: str,
+    compress: bool,
+    quantize: Any,
+    calibration_images: int | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -219,10 +241,13 @@ def export(
         raise click.UsageError("--untrained needs -o FILE")
     if overrides and not untrained:
         raise click.UsageError("--set works with --untrained alone: a trained run's recipe is fixed")
+    if calibration_images and not quantize:
+        raise click.UsageError("--calibration-images goes with --quantize")
     require_extra("train")
     from deploytool.export import artefact
+    from deploytool.export.quantize import lost_accuracy
     from deploytool.recipe import load_recipe
-    from deploytool.report.tables import key_values
+    from deploytool.report.tables import export_table
     from deploytool.training.run import load_run
 
     options = {
@@ -230,13 +255,19 @@ def export(
         "lambda_threshold": lambda_threshold,
         "width": width,
         "round_channels": int(round_channels),
+        "compress": compress,
+        "quantize": quantize,
+        "calibration_images": calibration_images,
     }
     if untrained:
         assert output is not None
         result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
     else:
         result = artefact.export(load_run(run), output, **options)
-    emit(result, as_json, lambda: key_values(result))
+    warning = lost_accuracy(result.get("quantization", {}).get("rows", []))
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
+    emit(result, as_json, lambda: export_table(result))
 
 
 @cli.command()
@@ -244,6 +275,7 @@ def export(
 @click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; needed where the model takes one.")
 @threshold_option
 @width_option
+@click.option("--precision", type=click.Choice(["int8", "float32"]), help="[int8, where FILE was exported for it]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="FILE's name with -lambda-L by default.")
 @json_option
 def specialize(
@@ -251,6 +283,7 @@ def specialize(
     lam: float | None,
     lambda_threshold: float | None,
     width: float | None,
+    precision: Any,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -258,42 +291,126 @@ def specialize(
     from deploytool.report.tables import key_values
     from deploytool.runtime.specialize import specialize as specialize_file
 
-    result = specialize_file(file, lam, output, lambda_threshold, width)
+    result = specialize_file(file, lam, output, lambda_threshold, width, precision)
     emit(result, as_json, lambda: key_values(result))
 
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--vs", type=click.Path(path_type=Path), help="Another ONNX file, measured interleaved.")
-@threads_option
 @click.option("--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Images per inference.")
-@click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; 0 by default.")
 @click.option("--generic", is_flag=True, help="Run the graph as stored, lambda as an input.")
+@click.option("--sweep", "sweeping", is_flag=True, help="Measure every combination of what follows; each takes a list.")
+@click.option("--lambda", "lambdas", type=NumberList(), help="Lambda in [0, 1]. [0; --sweep: 0,0.5,1]")
+@click.option("--width", "widths", type=NumberList(), help="Width of a slimmable file. [the widest; --sweep: all]")
+@click.option("--precision", "precisions", type=NameList(), help="float32, int8. [the fastest in FILE; --sweep: all]")
+@click.option("--threads", type=CountList(), help="CPU threads. [what this machine allows; --sweep: 1,2,4 ... to that]")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for --sweep's files.")
 @json_option
 def bench(
-    file: Path, vs: Path | None, threads: int | None, batch: int, lam: float | None, generic: bool, as_json: bool
+    file: Path,
+    vs: Path | None,
+    batch: int,
+    generic: bool,
+    sweeping: bool,
+    lambdas: tuple[float, ...] | None,
+    widths: tuple[float, ...] | None,
+    precisions: tuple[str, ...] | None,
+    threads: tuple[int, ...] | None,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure latency, throughput and memory of an ONNX FILE on this machine."""
+    knobs: dict[str, Any] = {"lambda": lambdas, "width": widths, "precision": precisions, "threads": threads}
+    if sweeping:
+        if vs is not None or generic:
+            raise click.UsageError("--sweep runs one file, specialised; leave out --vs and --generic")
+        from deploytool.report.sweep import render, write_sweep
+        from deploytool.runtime.sweep import sweep
+
+        swept = sweep(file, lambdas, widths, precisions, threads, batch)
+        files = write_sweep(swept, output, lambda line: click.echo(line, err=True)) if output is not None else {}
+        written = f"\n\nwritten to {', '.join(files.values())}" if files else ""
+        emit({**swept, "files": files}, as_json, lambda: render(swept) + written)
+        return
+    if output is not None:
+        raise click.UsageError("-o needs --sweep")
+    for name, values in knobs.items():
+        if values is not None and len(values) > 1:
+            raise click.UsageError(f"--{name} takes one value; several need --sweep")
     from deploytool.report.tables import key_values
     from deploytool.runtime.bench import bench as bench_file
 
-    result = bench_file(file, vs, threads=threads, batch=batch, lam=lam, generic=generic)
+    lam, width, precision, count = (values[0] if values else None for values in knobs.values())
+    result = bench_file(
+        file, vs, threads=count, batch=batch, lam=lam, generic=generic, width=width, precision=precision
+    )
     emit(result, as_json, lambda: key_values(result))
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--method", type=click.Choice(["plain", "standard", "pgd-at", "float", "oat"]), help="[the file's own]")
-@click.option("--profile", default="asic-65nm", show_default=True, help="Name of a technology profile, or a YAML file.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="plain, pgd-at:nt, float, float-stored-noise, oat or fixed; --compare: repeat. [the file's own]",
+)
+@click.option(
+    "--models", type=click.IntRange(1), metavar="N", help="Networks that PGD-AT trains for N lambdas (pgd-at:nt). [4]"
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    help="Technology profile, or a YAML file; a second one lends what the first lacks. [asic-65nm]",
+)
 @set_option
+@click.option("--shape", multiple=True, metavar="CxHxW", help="Of the image, where the file leaves it open.")
+@width_option
+@click.option("--density", type=float, metavar="D", help="Share of weights that are not zero. [counted in the file]")
+@click.option("--sram-mb", type=float, metavar="MB", help="Say whether it fits an SRAM of so many 10^6 bytes.")
+@click.option("--compare", "comparing", is_flag=True, help="One table of methods, or of several files.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for tables and figure.")
 @json_option
-def cost(file: Path, method: str | None, profile: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Price an ONNX FILE on a 65 nm ASIC, layer by layer (paper 5, eqs. 7 to 9)."""
-    from deploytool.costing import cost_of
-    from hwmodels.table import render
+def cost(
+    files: tuple[Path, ...],
+    methods: tuple[str, ...],
+    models: int | None,
+    profiles: tuple[str, ...],
+    overrides: tuple[str, ...],
+    shape: tuple[str, ...],
+    width: float | None,
+    density: float | None,
+    sram_mb: float | None,
+    comparing: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Price an ONNX FILE on a chip, layer by layer: delay (paper 5, eqs. 7 to 9), energy and memory."""
+    from deploytool.costing import compare, cost_of, fit_of, profile_of, workload_of, workloads_of, write_cost
+    from hwmodels.table import render, render_comparison
 
-    report = cost_of(file, method, profile, overrides)
-    emit(report.to_dict(), as_json, lambda: render(report))
+    if not comparing and (len(files) > 1 or len(methods) > 1):
+        raise click.UsageError("several files or methods need --compare")
+    if comparing and sram_mb is not None:
+        raise click.UsageError("--sram-mb is for one file and method; leave out --compare")
+    profile = profile_of(profiles, overrides)
+    if comparing:
+        report: Any = compare(workloads_of(files, shape, width), methods, profile, models, density)
+    else:
+        report = cost_of(workload_of(files[0], shape, width), methods[0] if methods else None, profile, models, density)
+    document, more = report.to_dict(), ""
+    if sram_mb is not None:
+        fit = fit_of(report, sram_mb)
+        document["fit"], more = fit.to_dict(), f"\n\nSRAM of {sram_mb:g} MB: {fit.verdict()}"
+    if output is not None:
+        document["files"] = write_cost(report, output, lambda line: click.echo(line, err=True))
+        more += f"\n\nwritten to {', '.join(document['files'].values())}"
+    text = render_comparison if comparing else render
+    emit(document, as_json, lambda: text(report) + more)
 
 
 @cli.command()

@@ -14,14 +14,13 @@ from typing import Any
 from PIL import Image
 
 from deploytool.atomic import atomic_path, write_json
-from deploytool.costing import cost_of
+from deploytool.costing import cost_of, workload_of
 from deploytool.data.datasets import Images, dataset_info, load_dataset
 from deploytool.evaluation import evaluate
 from deploytool.export.artefact import export
 from deploytool.models.factory import build_model
 from deploytool.recipe import FloatMethod, OatMethod, Recipe, make_recipe
 from deploytool.runtime.bench import bench
-from deploytool.runtime.specialize import specialize
 from deploytool.training.loop import train
 from deploytool.training.run import checkpoint_path, create_run, load_run
 
@@ -121,12 +120,9 @@ def _bench(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
 
 def _cost(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     """Price the file, at its widest, by all three methods of paper 5; per layer for the recipe's own."""
-    file = earlier["export"]["file"]
-    if len(recipe.model.widths) > 1:
-        lam = 0.0 if isinstance(recipe.method, FloatMethod | OatMethod) else None
-        file = specialize(file, lam, run / "stages" / "widest.onnx")["file"]
     own = recipe.method.name if isinstance(recipe.method, FloatMethod | OatMethod) else "plain"
-    reports = {method: cost_of(file, method).to_dict() for method in ("plain", "float", "oat")}
+    workload = workload_of(earlier["export"]["file"])
+    reports = {method: cost_of(workload, method).to_dict() for method in ("plain", "float", "oat")}
     return {"method": own, "report": reports[own], "totals": {name: r["totals"] for name, r in reports.items()}}
 
 

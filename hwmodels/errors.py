@@ -2,7 +2,9 @@
 
 HwModelsError
 ├── WorkloadError    the network cannot be read, or its shapes are unknown
-└── ProfileError     the technology profile is incomplete or not physical
+├── ProfileError     the technology profile is incomplete or not physical
+├── MethodError      the method is unknown, or not as it is asked for
+└── FigureError      a figure cannot be drawn here
 """
 
 
@@ -16,3 +18,11 @@ class WorkloadError(HwModelsError):
 
 class ProfileError(HwModelsError):
     """The technology profile is incomplete or not physical."""
+
+
+class MethodError(HwModelsError):
+    """The method is unknown, or not as it is asked for."""
+
+
+class FigureError(HwModelsError):
+    """A figure cannot be drawn here."""

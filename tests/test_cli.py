@@ -102,7 +102,38 @@ def test_a_slimmable_file_is_specialised_to_a_width(tmp_path: Path) -> None:
     assert half["size_mb"] < 0.4 * full["size_mb"]
     assert_one_line_error(run("specialize", file, "--lambda", 0.5, "--width", 0.75), "0.75", "0.5, 1")
     assert_one_line_error(run("specialize", file, "--width", 0.5), "lambda in [0, 1]")
-    assert_one_line_error(run("cost", file), "specialise it to one width")
+    macs = {width: run_json("cost", file, "--width", width)["totals"]["macs"] for width in (0.5, 1)}
+    assert run_json("cost", file)["totals"]["macs"] == macs[1] > 3 * macs[0.5]
+    assert_one_line_error(run("cost", file, "--width", 0.75), "0.75", "0.5, 1")
+
+
+def test_a_sweep_writes_its_table_and_figure(wide_file: Path, tmp_path: Path) -> None:
+    chosen = ["--lambda", "0.2,0.8", "--width", "0.5", "--precision", "float32", "--threads", "1"]
+    document = run_json("bench", wide_file, "--sweep", *chosen, "--batch", 2, "-o", tmp_path / "swept")
+    assert [(row["lambda"], row["width"], row["threads"]) for row in document["rows"]] == [(0.2, 0.5, 1), (0.8, 0.5, 1)]
+    assert (document["batch"], document["rows"][0]["ratio"]) == (2, 1)
+    assert document["files"] == {
+        kind: str(tmp_path / "swept" / f"sweep.{kind}") for kind in ("json", "md", "png", "svg")
+    }
+    assert all(Path(file).stat().st_size for file in document["files"].values())
+    table = run("bench", wide_file, "--sweep", *chosen)
+    assert table.exit_code == 0 and table.stderr == "" and "ratio" in table.stdout and "written" not in table.stdout
+
+
+def test_a_bad_sweep_gets_one_line_and_writes_nothing(wide_file: Path, plain_file: Path, tmp_path: Path) -> None:
+    sweep = ["--sweep", "-o", tmp_path / "swept"]
+    assert_one_line_error(run("bench", wide_file, *sweep, "--lambda", "0,1.5"), "1.5", "[0, 1]")
+    assert_one_line_error(run("bench", wide_file, *sweep, "--width", "0.75"), "0.75", "0.5, 1")
+    assert_one_line_error(run("bench", wide_file, *sweep, "--precision", "int8"), "int8", "--quantize int8")
+    assert_one_line_error(run("bench", wide_file, *sweep, "--threads", "0"), "threads (=0)")
+    assert_one_line_error(run("bench", plain_file, *sweep, "--lambda", "0.5"), "leave it out")
+    assert_one_line_error(run("bench", plain_file, "--width", "0.5"), "leave it out")
+    assert not (tmp_path / "swept").exists()
+
+
+def test_one_width_and_precision_can_be_measured(wide_file: Path) -> None:
+    measured = run_json("bench", wide_file, "--lambda", 0.3, "--width", 0.5, "--precision", "float32", "--threads", 1)
+    assert [measured[key] for key in ("lambda", "width", "precision", "threads")] == [0.3, 0.5, "float32", 1]
 
 
 def test_export_untrained_needs_no_run(tmp_path: Path) -> None:
@@ -177,6 +208,13 @@ def test_bad_settings_get_one_line(trained_run, trained_file: Path, plain_run, t
         ["evaluate", "x", "--lambda", "0,a"],
         ["export", "x", "--untrained"],
         ["bench", "x", "--batch", "0"],
+        ["bench", "x", "--lambda", "0,1"],
+        ["bench", "x", "--threads", "1,2"],
+        ["bench", "x", "--threads", "1.5"],
+        ["bench", "x", "-o", "folder"],
+        ["bench", "x", "--sweep", "--vs", "y"],
+        ["bench", "x", "--sweep", "--generic"],
+        ["bench", "x", "--sweep", "-o", __file__],
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str]) -> None:

@@ -34,7 +34,7 @@ def test_every_promised_name_can_be_imported(package: ModuleType, name: str) -> 
 def test_the_promised_names_are_those_of_their_modules() -> None:
     for name, home in (("export", "export.artefact"), ("train", "training.loop"), ("evaluate", "evaluation")):
         assert getattr(deploytool, name) is getattr(import_module(f"deploytool.{home}"), name)
-    assert hwmodels.cost is import_module("hwmodels.cost").cost
+    assert hwmodels.cost is import_module("hwmodels.report").cost
 
 
 @PACKAGES
@@ -68,7 +68,7 @@ HOMES = [
     "from hwmodels import cost, CostReport; import hwmodels; again = hwmodels.cost",
     "from hwmodels import CostReport, cost; import hwmodels; again = hwmodels.cost",
     "import hwmodels; hwmodels.CostReport; cost = hwmodels.cost; again = hwmodels.cost",
-    "import hwmodels.cost; from hwmodels import cost; again = cost",
+    "import hwmodels.report; from hwmodels import cost; again = cost",
     "from deploytool.costing import cost_of; import hwmodels; from hwmodels import cost; again = hwmodels.cost",
     "import deploytool; deploytool.load_run; from deploytool import export as cost; again = deploytool.export",
 ]

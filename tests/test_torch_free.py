@@ -81,7 +81,7 @@ def test_the_hiding_hides(package: str, tmp_path: Path) -> None:
 def test_every_module_of_the_edge_imports_without_training_packages(tmp_path: Path) -> None:
     done = without(TRAINING, tmp_path, "-c", IMPORT_ALL, "deploytool.runtime", "hwmodels", "deploytool.report")
     assert done.returncode == 0, done.stderr
-    edge = {"deploytool.runtime.session", "deploytool.runtime.memory_probe", "hwmodels.cost", "hwmodels.profile"}
+    edge = {"deploytool.runtime.session", "deploytool.runtime.memory_probe", "hwmodels.report", "hwmodels.profile"}
     assert edge <= set(done.stdout.split())
 
 
@@ -109,6 +109,19 @@ def test_bench_measures_its_memory_probe_included(trained_file: Path, tmp_path: 
     result = edge_json(tmp_path, "bench", trained_file, "--threads", 1)
     assert 0 < result["p50_ms"] <= result["p99_ms"] and result["peak_rss_mb"] > 1
     assert result["size_mb"] == pytest.approx(trained_file.stat().st_size / 1e6, abs=1e-6)
+
+
+def test_a_sweep_without_matplotlib_writes_its_table_and_says_how_to_get_a_figure(
+    trained_file: Path, tmp_path: Path
+) -> None:
+    arguments = ["bench", trained_file, "--sweep", "--lambda", "0,1", "--threads", 1, "-o", tmp_path / "swept"]
+    done = without(TRAINING, tmp_path, "-m", "deploytool", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1 and "matplotlib" in done.stderr
+    assert done.stderr.endswith("pip install 'deploytool[train]'\n")
+    result = json.loads(done.stdout)
+    assert set(result["files"]) == {"json", "md"} == {file.suffix[1:] for file in (tmp_path / "swept").iterdir()}
+    assert [row["lambda"] for row in result["rows"]] == [0, 1]
 
 
 def test_cost_prices_as_it_does_beside_torch(trained_file: Path, tmp_path: Path) -> None:
