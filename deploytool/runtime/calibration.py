@@ -19,6 +19,7 @@ import onnxruntime
 from deploytool.atomic import write_json
 from deploytool.runtime.graph import Graph
 from deploytool.runtime.threads import available_threads
+from deploytool.timing import processor
 
 MAX_ENTRIES = 256
 MAX_CACHE_BYTES = 1 << 20
@@ -84,19 +85,11 @@ def _key(graph: Graph, available: int) -> str:
         *(f"{name} {value.dtype} {value.shape}" for name, value in sorted(graph.constants.items())),
         *(value.SerializeToString(deterministic=True).hex() for value in graph.inputs),
         platform.machine(),
-        _processor(),
+        processor(),
         str(available),
         onnxruntime.__version__,
     ]
     return hashlib.sha256("\n".join(structure).encode()).hexdigest()[:32]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _read() -> dict[str, Any]:

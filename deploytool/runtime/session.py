@@ -1,6 +1,8 @@
 """Running model.onnx: numpy in, numpy out, at a plain model's speed for every setting."""
 
+import contextlib
 import os
+import sys
 import threading
 import time
 import warnings
@@ -37,6 +39,7 @@ Key = tuple[float | None, float]  # lambda as float32, width
 SHARED_FROM_BYTES = 1 << 22  # below this, binding the weights at each run costs more than copying them once
 MAX_WAITING = 8
 RETRY_S = 60.0
+NICENESS = 10
 
 
 class SpecializationWarning(UserWarning):
@@ -318,6 +321,8 @@ class Session:
 
     def _work(self) -> None:
         """Specialise to what waits, the latest first, until nothing does or the program ends."""
+        if self._calibrated and self.threads == 1:  # threads that a session starts would be as nice as this one
+            _give_way()
         while True:
             with self._lock:
                 if not self._waiting or not threading.main_thread().is_alive():
@@ -395,3 +400,10 @@ class Session:
             self.threads = threads
             if self._generic is not None:
                 self._generic = fed_network(self._artefact.graph, threads, self._name)
+
+
+def _give_way() -> None:
+    """Let this thread take a tenth of a core that answers need; where a thread has no priority of its own, nothing."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

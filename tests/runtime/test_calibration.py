@@ -113,7 +113,7 @@ def test_another_network_machine_or_onnxruntime_is_measured_anew(
     calibrated_threads(read_artefact(plain_file).graph, candidate)
     monkeypatch.setattr(calibration.onnxruntime, "__version__", "0.0")
     calibrated_threads(graph, candidate)
-    monkeypatch.setattr(calibration, "_processor", lambda: "another")
+    monkeypatch.setattr(calibration, "processor", lambda: "another")
     calibrated_threads(graph, candidate)
     available(monkeypatch, 4)
     calibrated_threads(graph, candidate)
