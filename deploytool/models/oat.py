@@ -109,7 +109,7 @@ class OatModel(DualNormModel):
         """The batch-norm tensors of a setting, FiLM's scale and shift folded in."""
         chosen = self.adversarial_set(setting.width) if setting.norm_mix else self.norm_set(setting.width)
         state = super().norms(setting)
-        code = self.code(torch.tensor([setting.lam], device=next(self.parameters()).device))
+        code = self.code(torch.tensor([float(setting.lam)], device=next(self.parameters()).device))
         for key, film in self.films.items():
             name = key.replace("/", ".")
             norm = chosen[name]

@@ -5,9 +5,11 @@ Shared session:       weights are inputs, bound in the layout that the optimised
                       (`deploytool.runtime.layout`); a setting is a set of arrays, and equal arrays are kept once.
 """
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,7 +149,22 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+@functools.cache
+def _saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether INT8 products saturate at 16 bits here: on x86 without VNNI, where onnxruntime knows a slower way.
+
+    With VNNI that way gives the same answers in 2.5 times the time. Where the system does not tell, it is not taken.
+    """
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags.split())
 
 
 def open_session(

@@ -24,10 +24,10 @@ import onnx
 from onnx import helper
 
 from deploytool.runtime.graph import Graph
+from deploytool.runtime.ranges import Range
 from deploytool.runtime.rounding import activation_scale, layer_scales, rounded_bias, rounded_weight
 
 Array = np.ndarray[Any, Any]
-Range = tuple[float, float]
 
 CARRIERS = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 KEEP_RANK = frozenset({"Add", "BatchNormalization", "Clip", "Relu", "MaxPool", "AveragePool"})

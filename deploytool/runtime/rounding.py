@@ -31,8 +31,7 @@ def activation_scale(low: float, high: float) -> tuple[Array, Array]:
 
 def weight_scales(weight: Array, axis: int = 0) -> Array:
     """`s_w` of every channel on an axis: (C,) float32."""
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    scales = (np.abs(weight).max(axis=others, initial=0) / np.float32(WEIGHT_LEVELS)).astype(np.float32)
+    scales = _largest(weight, axis) / np.float32(WEIGHT_LEVELS)
     return np.where(scales < TINY, np.float32(1), scales)
 
 
@@ -42,16 +41,24 @@ def layer_scales(weight: Array, bias: Array, activation: Array, axis: int = 0) -
     Where it would not, `s_w` is larger. A channel without weights gets all of it from its bias; with the scale 1,
     that bias would be rounded to whole `s_x`.
     """
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    largest = np.abs(weight).max(axis=others, initial=0) / np.float32(WEIGHT_LEVELS)
-    scales = np.maximum(largest, np.abs(bias) / (activation * np.float32(BIAS_LEVELS))).astype(np.float32)
+    least = np.abs(bias) / (activation * np.float32(BIAS_LEVELS))
+    scales = np.maximum(_largest(weight, axis) / np.float32(WEIGHT_LEVELS), least)
     return np.where(scales < TINY, np.float32(1), scales)
 
 
 def rounded_weight(weight: Array, scales: Array, axis: int = 0) -> Array:
     """`W.q`: int8 of the weight's shape; a weight is off by half a scale at the most."""
-    steps = np.rint(weight / scales.reshape([-1 if other == axis else 1 for other in range(weight.ndim)]))
-    return np.clip(steps, -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+    steps = weight / scales.reshape([-1 if other == axis else 1 for other in range(weight.ndim)])
+    np.rint(steps, out=steps)
+    np.clip(steps, -WEIGHT_LEVELS, WEIGHT_LEVELS, out=steps)
+    return steps.astype(np.int8)
+
+
+def _largest(weight: Array, axis: int) -> Array:
+    """`max |W_c|` of every channel on an axis, without a copy of the weight's size: (C,)."""
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    largest: Array = np.maximum(rows.max(1, initial=0), -rows.min(1, initial=0))
+    return largest
 
 
 def rounded_bias(bias: Array, scales: Array) -> Array:

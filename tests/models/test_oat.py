@@ -62,6 +62,13 @@ def test_folding_film_equals_running_it(encoding: str, lam: float) -> None:
         torch.testing.assert_close(network(image), mixed, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("encoding", ["none", "onehot", "dct", "random"])
+def test_a_whole_number_is_a_lambda_too(encoding: str) -> None:
+    oat, image = model(encoding), torch.rand(2, 1, 8, 8)
+    for whole in (0, 1):
+        torch.testing.assert_close(oat(image, Setting(whole)), oat(image, Setting(float(whole))), rtol=0, atol=0)
+
+
 def test_each_image_has_its_own_lambda() -> None:
     oat = model()
     image = torch.rand(5, 1, 8, 8)
