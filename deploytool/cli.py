@@ -99,6 +99,13 @@ def width_option(command: F) -> F:
     return click.option("--width", type=float, metavar="W", help="A width of a slimmable file. [the widest]")(command)
 
 
+def precision_option(command: F) -> F:
+    """Add `--precision`."""
+    return click.option(
+        "--precision", type=click.Choice(["int8", "float32"]), help="[int8, where FILE was exported for it]"
+    )(command)
+
+
 def device_option(command: F) -> F:
     """Add `--device`."""
     return click.option(
@@ -275,7 +282,7 @@ def export(
 @click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; needed where the model takes one.")
 @threshold_option
 @width_option
-@click.option("--precision", type=click.Choice(["int8", "float32"]), help="[int8, where FILE was exported for it]")
+@precision_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="FILE's name with -lambda-L by default.")
 @json_option
 def specialize(
@@ -373,6 +380,18 @@ def bench(
 @click.option("--density", type=float, metavar="D", help="Share of weights that are not zero. [counted in the file]")
 @click.option("--sram-mb", type=float, metavar="MB", help="Say whether it fits an SRAM of so many 10^6 bytes.")
 @click.option("--compare", "comparing", is_flag=True, help="One table of methods, or of several files.")
+@click.option("--roofline", "roofs", is_flag=True, help="Say what bounds each layer, and how much of the chip it uses.")
+@click.option(
+    "--sweep",
+    "sweeping",
+    multiple=True,
+    metavar="KEY=V,V",
+    help="Price every combination; keys n_mult, n_bank, width, density, bits; values V, or first:last:step.",
+)
+@click.option("--target-ms", type=float, metavar="T", help="--sweep: the cheapest configuration that takes T or less.")
+@click.option("--measure", "measuring", is_flag=True, help="Measure every layer on this machine, beside its price.")
+@click.option("--lambda", "lam", type=float, metavar="L", help="--measure: lambda of a conditional file. [0]")
+@threads_option
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for tables and figure.")
 @json_option
 def cost(
@@ -386,6 +405,12 @@ def cost(
     density: float | None,
     sram_mb: float | None,
     comparing: bool,
+    roofs: bool,
+    sweeping: tuple[str, ...],
+    target_ms: float | None,
+    measuring: bool,
+    lam: float | None,
+    threads: int | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -397,20 +422,83 @@ def cost(
         raise click.UsageError("several files or methods need --compare")
     if comparing and sram_mb is not None:
         raise click.UsageError("--sram-mb is for one file and method; leave out --compare")
+    if target_ms is not None and not sweeping:
+        raise click.UsageError("--target-ms needs --sweep")
+    if (roofs or sweeping) and sum(map(bool, (comparing, measuring, roofs, sweeping))) > 1:
+        raise click.UsageError("--sweep, --roofline, --compare and --measure exclude each other")
     profile = profile_of(profiles, overrides)
+    tell = lambda line: click.echo(line, err=True)  # noqa: E731
+    if sweeping:
+        if sram_mb is not None or lam is not None or threads is not None:
+            raise click.UsageError("--sram-mb, --lambda and --threads are not for --sweep")
+        from deploytool.costing import sweep_of, sweep_text, write_sweep
+
+        name = methods[0] if methods else None
+        swept = sweep_of(files[0], sweeping, name, profile, models, density, shape, width)
+        document, page = sweep_text(swept, target_ms)
+        if output is not None:
+            document["files"] = write_sweep(swept, target_ms, output, tell)
+            page += f"\n\nwritten to {', '.join(document['files'].values())}"
+        emit(document, as_json, lambda: page)
+        return
+    if measuring:
+        if comparing or methods or models or density is not None or sram_mb is not None:
+            raise click.UsageError("--measure runs one network as it is; leave out --compare and what changes prices")
+        from deploytool.measuring import measure_file, write_measured
+        from hwmodels.measured_report import render as render_measured
+
+        measured = measure_file(files[0], profile, threads=threads, lam=lam, width=width, shape=shape)
+        written = write_measured(measured, output) if output is not None else {}
+        more = f"\n\nwritten to {', '.join(written.values())}" if written else ""
+        emit({**measured.to_dict(), "files": written}, as_json, lambda: render_measured(measured) + more)
+        return
+    if lam is not None or threads is not None:
+        raise click.UsageError("--lambda and --threads need --measure")
     if comparing:
         report: Any = compare(workloads_of(files, shape, width), methods, profile, models, density)
     else:
         report = cost_of(workload_of(files[0], shape, width), methods[0] if methods else None, profile, models, density)
-    document, more = report.to_dict(), ""
+    document, more, roof = report.to_dict(), "", None
+    if roofs:
+        from deploytool.costing import roofline_of
+        from hwmodels.roofline import add_roofline, render_roofline
+
+        roof = roofline_of(report)
+        document, more = add_roofline(document, roof), f"\n\n{render_roofline(roof)}"
     if sram_mb is not None:
         fit = fit_of(report, sram_mb)
-        document["fit"], more = fit.to_dict(), f"\n\nSRAM of {sram_mb:g} MB: {fit.verdict()}"
+        document["fit"] = fit.to_dict()
+        more += f"\n\nSRAM of {sram_mb:g} MB: {fit.verdict()}"
     if output is not None:
-        document["files"] = write_cost(report, output, lambda line: click.echo(line, err=True))
+        document["files"] = write_cost(report, output, tell, roof)
         more += f"\n\nwritten to {', '.join(document['files'].values())}"
     text = render_comparison if comparing else render
     emit(document, as_json, lambda: text(report) + more)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Profile to write, .yaml."
+)
+@threads_option
+@click.option("--lambda", "lam", type=float, metavar="L", help="Lambda of conditional files. [0]")
+@click.option("--shape", multiple=True, metavar="CxHxW", help="Of the image, where a file leaves it open.")
+@json_option
+def calibrate(
+    files: tuple[Path, ...],
+    output: Path,
+    threads: int | None,
+    lam: float | None,
+    shape: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Fit this machine's profile for `cost --profile` to measured layers of FILEs, or of synthetic networks."""
+    from deploytool.measuring import calibrate_machine, calibration_table
+
+    tell = lambda line: click.echo(line, err=True)  # noqa: E731
+    result = calibrate_machine(files, output, threads=threads, lam=lam, shape=shape, announce=tell)
+    emit(result, as_json, lambda: calibration_table(result))
 
 
 @cli.command()
@@ -419,6 +507,8 @@ def cost(
 @click.option("--lambda", "lam", type=float, help="Lambda in [0, 1]; needed where the model takes one.")
 @threshold_option
 @width_option
+@precision_option
+@threads_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list per image.")
 @json_option
 def predict(
@@ -427,6 +517,8 @@ def predict(
     lam: float | None,
     lambda_threshold: float | None,
     width: float | None,
+    precision: str | None,
+    threads: int | None,
     top: int,
     as_json: bool,
 ) -> None:
@@ -434,7 +526,7 @@ def predict(
     from deploytool.report.tables import prediction_table
     from deploytool.runtime.predict import predict as predict_images
 
-    predictions = predict_images(file, list(images), lam, lambda_threshold, top, width=width)
+    predictions = predict_images(file, list(images), lam, lambda_threshold, top, threads, width, precision)
     emit({"predictions": predictions}, as_json, lambda: prediction_table(predictions))
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 from deploytool.atomic import atomic_path, write_json, write_text
 from deploytool.errors import CostError
+from hwmodels.axes import parse_axes
 from hwmodels.compare import Comparison, compare_costs
 from hwmodels.errors import FigureError, HwModelsError
 from hwmodels.inputs import WIDTHS, parse_shapes
 from hwmodels.memory import Fit
 from hwmodels.profile import Profile, load_profile
 from hwmodels.report import DEFAULT_PROFILE, CostReport, price
+from hwmodels.roofline import Roofline, add_roofline, render_roofline, roofline
+from hwmodels.sweep import Sweep, sweep
 from hwmodels.workload import Workload, read_workload
 
 File = str | os.PathLike[str]
@@ -31,7 +34,7 @@ def workload_of(file: File, shape: Sequence[str] = (), width: float | None = Non
     Raises:
         CostError: whatever hwmodels objects to, in its words.
     """
-    with _in_its_words():
+    with in_its_words():
         return read_workload(file, parse_shapes(shape), width)
 
 
@@ -70,7 +73,7 @@ def profile_of(names: Sequence[str] = (), overrides: Iterable[str] = ()) -> Prof
         if not separator or not key:
             raise CostError(f"--set {override!r} must have the form key=value, as in n_mult=175")
         values[key.strip()] = value.strip()
-    with _in_its_words():
+    with in_its_words():
         profile, *others = map(load_profile, names or [DEFAULT_PROFILE])
         for other in others:
             profile = profile.completed_by(other)
@@ -89,7 +92,7 @@ def cost_of(
     Raises:
         CostError: whatever hwmodels objects to, in its words.
     """
-    with _in_its_words():
+    with in_its_words():
         return price(workload, method, profile, models=models, density=density)
 
 
@@ -101,7 +104,7 @@ def fit_of(report: CostReport, sram_mb: float) -> Fit:
     """
     if not 0 < sram_mb <= 1e9:
         raise CostError(f"--sram-mb (={sram_mb:g}) must be a positive number of MB (10^6 bytes)")
-    with _in_its_words():
+    with in_its_words():
         return report.fit(max(round(sram_mb * 1e6), 1))
 
 
@@ -117,51 +120,136 @@ def compare(
     Raises:
         CostError: whatever hwmodels objects to, in its words.
     """
-    with _in_its_words():
+    with in_its_words():
         return compare_costs(workloads, methods, profile, models=models, density=density)
 
 
-def write_cost(report: CostReport | Comparison, folder: Path, announce: Callable[[str], None]) -> dict[str, str]:
+def roofline_of(report: CostReport) -> Roofline:
+    """Say what bounds each layer of a report.
+
+    Raises:
+        CostError: whatever hwmodels objects to, in its words.
+    """
+    with in_its_words():
+        return roofline(report)
+
+
+def sweep_of(
+    file: File,
+    axes: Sequence[str],
+    method: str | None = None,
+    profile: Profile | None = None,
+    models: int | None = None,
+    density: float | None = None,
+    shape: Sequence[str] = (),
+    width: float | None = None,
+) -> Sweep:
+    """Price every combination of the values on some axes.
+
+    Args:
+        file, shape, width: as `workload_of`. Of a file with one width alone, others on the axis are estimates.
+        axes: values of `--sweep`, see `hwmodels.axes.parse_axes`.
+        method, profile, models, density: as `hwmodels.price`.
+
+    Raises:
+        CostError: whatever hwmodels objects to, in its words, or a width or density that is given and swept.
+    """
+    with in_its_words():
+        found = parse_axes(axes)
+        for key, value in (("width", width), ("density", density)):
+            if value is not None and key in found:
+                raise CostError(f"--{key} (={value:g}) fixes what --sweep {key} varies; leave out one of them")
+        networks: Any = workload_of(file, shape, width)
+        if "width" in found and networks.width is not None:
+            networks = {each: workload_of(file, shape, each) for each in found["width"]}
+        return sweep(networks, found, method, profile, models=models, density=density)
+
+
+def sweep_text(found: Sweep, target_ms: float | None = None) -> tuple[dict[str, Any], str]:
+    """A sweep as JSON and as a table, with the cheapest configuration within a time.
+
+    Raises:
+        CostError: no configuration is within it.
+    """
+    from hwmodels.sweep_table import render_sweep
+
+    with in_its_words():
+        return found.to_dict(target_ms), render_sweep(found, target_ms)
+
+
+def write_sweep(found: Sweep, target_ms: float | None, folder: Path, announce: Callable[[str], None]) -> dict[str, str]:
+    """Write sweep.json, .csv and .md, and where matplotlib is installed, sweep.png and .svg.
+
+    Args:
+        found: what to write; JSON and CSV hold all configurations.
+        target_ms: as `sweep_text`.
+        folder, announce: as `write_cost`.
+
+    Returns:
+        The paths by suffix.
+    """
+    from hwmodels.sweep_figure import draw_sweep
+    from hwmodels.sweep_table import render_sweep
+    from hwmodels.table import as_csv
+
+    with in_its_words():
+        write_json(folder / "sweep.json", found.to_dict(target_ms))
+        write_text(folder / "sweep.csv", as_csv(found.rows()))
+        write_text(folder / "sweep.md", render_sweep(found, target_ms, "github") + "\n")
+    return _written("sweep", folder, lambda: draw_sweep(found, target_ms), announce)
+
+
+def write_cost(
+    report: CostReport | Comparison, folder: Path, announce: Callable[[str], None], roofs: Roofline | None = None
+) -> dict[str, str]:
     """Write cost.json, .csv and .md, and of a report, where matplotlib is installed, cost.png and .svg.
 
     Args:
         report: what to write.
         folder: where; made if need be.
         announce: told one line, why there is no figure, where there is none.
+        roofs: of the report, to write beside it.
 
     Returns:
         The paths by suffix.
     """
+    from hwmodels.figure import draw
     from hwmodels.table import as_csv, render, render_comparison
 
+    document = report.to_dict()
     if isinstance(report, Comparison):
         rows, text = report.rows(), render_comparison(report, "github")
     else:
-        rows, text = report.to_dict()["layers"], render(report, "github")
-    write_json(folder / "cost.json", report.to_dict())
+        text = render(report, "github")
+        if roofs is not None:
+            document, text = add_roofline(document, roofs), f"{text}\n\n{render_roofline(roofs, 'github')}"
+        rows = document["layers"]
+    write_json(folder / "cost.json", document)
     write_text(folder / "cost.csv", as_csv(rows))
     write_text(folder / "cost.md", text + "\n")
+    return _written("cost", folder, None if isinstance(report, Comparison) else lambda: draw(report), announce)
+
+
+def _written(
+    name: str, folder: Path, draw: Callable[[], Any] | None, announce: Callable[[str], None]
+) -> dict[str, str]:
+    """The paths of a report's files by suffix, once its figure has been drawn and written too."""
     kinds = ["json", "csv", "md"]
-    if isinstance(report, CostReport):
-        try:
-            kinds += _write_figure(report, folder)
-        except FigureError as error:
-            announce(f"no figure: {error}")
-    return {kind: str(folder / f"cost.{kind}") for kind in kinds}
-
-
-def _write_figure(report: CostReport, folder: Path) -> list[str]:
-    from hwmodels.figure import draw
-
-    figure: Any = draw(report)
-    for kind in ("png", "svg"):
-        with atomic_path(folder / f"cost.{kind}") as aside:
+    figure: Any = None
+    try:
+        figure = None if draw is None else draw()
+    except FigureError as error:
+        announce(f"no figure: {error}")
+    for kind in ("png", "svg") if figure is not None else ():
+        with atomic_path(folder / f"{name}.{kind}") as aside:
             figure.savefig(aside, format=kind, dpi=130)
-    return ["png", "svg"]
+        kinds.append(kind)
+    return {kind: str(folder / f"{name}.{kind}") for kind in kinds}
 
 
 @contextmanager
-def _in_its_words() -> Iterator[None]:
+def in_its_words() -> Iterator[None]:
+    """Raise what hwmodels objects to as CostError."""
     try:
         yield
     except HwModelsError as error:

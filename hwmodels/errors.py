@@ -4,6 +4,8 @@ HwModelsError
 ├── WorkloadError    the network cannot be read, or its shapes are unknown
 ├── ProfileError     the technology profile is incomplete or not physical
 ├── MethodError      the method is unknown, or not as it is asked for
+├── MeasureError     the network cannot be measured here, or what was measured cannot be used
+├── SweepError       what is to be swept cannot be, or nothing swept is fast enough
 └── FigureError      a figure cannot be drawn here
 """
 
@@ -22,6 +24,14 @@ class ProfileError(HwModelsError):
 
 class MethodError(HwModelsError):
     """The method is unknown, or not as it is asked for."""
+
+
+class MeasureError(HwModelsError):
+    """The network cannot be measured here, or what was measured cannot be used."""
+
+
+class SweepError(HwModelsError):
+    """What is to be swept cannot be, or nothing swept is fast enough."""
 
 
 class FigureError(HwModelsError):

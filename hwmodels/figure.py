@@ -46,7 +46,7 @@ def draw(report: CostReport) -> Any:
     scale, unit = _unit(max(_sum(parts(cost)) for cost in shown), times)
     figure = Figure(figsize=(9, 1.9 + 0.2 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    names = [_name(cost.layer.name) for cost in shown]
+    names = [short_name(cost.layer.name) for cost in shown]
     left = [0.0] * len(shown)
     for part, (label, _, style) in enumerate(parts(shown[0])):
         widths = [parts(cost)[part][1] / scale for cost in shown]
@@ -73,13 +73,13 @@ def draw(report: CostReport) -> Any:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     few = f", the {len(shown)} dearest of {len(costs)} layers" if len(shown) < len(costs) else ""
-    title = f"{_name(Path(report.workload.file).name)}, {report.method.label}, {report.profile.name}{few}"
+    title = f"{short_name(Path(report.workload.file).name)}, {report.method.label}, {report.profile.name}{few}"
     figure.suptitle(title, fontsize=10, parse_math=False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
-def _name(text: str) -> str:
+def short_name(text: str) -> str:
     """A name from a file that we did not write: on one line, and of a length that leaves room for bars."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME // 2]}...{text[-MAX_NAME // 2 :]}"

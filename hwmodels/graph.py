@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from hwmodels.constants import STANDARD_DOMAINS, evaluate
+from hwmodels.contrib import in_onnx_terms
 from hwmodels.errors import WorkloadError
 from hwmodels.inputs import Sizes, fix_images, fix_width
 
@@ -93,10 +94,14 @@ def read_graph(
     path = Path(file)
     model = _parse(path)
     graph = model.graph
+    nodes = list(in_onnx_terms(graph.node))
+    del graph.node[:]
+    graph.node.extend(nodes)
     stored = {tensor.name: tensor for tensor in graph.initializer}
     stored |= {node.output[0]: value for node in graph.node if (value := _constant(node)) is not None}
     sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
-    nodes = [node for node in graph.node if node.output and not (_is_standard(node) and node.op_type == "Constant")]
+    nodes = [node for node in graph.node if node.output and not (is_standard(node) and node.op_type == "Constant")]
+    _check_operands(path, model)
     _check_order(path, graph)
     inputs = [value for value in graph.input if value.name not in stored and value.name not in sparse]
     properties = {each.key: each.value for each in model.metadata_props}
@@ -171,6 +176,23 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _check_operands(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse nodes that lack operands which their operators must have."""
+    version = max((each.version for each in model.opset_import if each.domain in STANDARD_DOMAINS), default=1)
+    least: dict[str, int] = {}
+    for node in model.graph.node:
+        if not is_standard(node):
+            continue
+        if node.op_type not in least:
+            known = onnx.defs.has(node.op_type, version)
+            least[node.op_type] = onnx.defs.get_schema(node.op_type, version).min_input if known else 0
+        if len(node.input) < least[node.op_type]:
+            raise WorkloadError(
+                f"{path}: node {node.name or node.op_type} reads {len(node.input)} tensors; {node.op_type} needs "
+                f"{least[node.op_type]}"
+            )
+
+
 def _names(model: onnx.ModelProto) -> Iterator[str]:
     graph = model.graph
     for node in graph.node:
@@ -181,7 +203,8 @@ def _names(model: onnx.ModelProto) -> Iterator[str]:
         yield from (each.key, each.value)
 
 
-def _is_standard(node: onnx.NodeProto) -> bool:
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Whether a node's operator is ONNX's own."""
     return node.domain in STANDARD_DOMAINS
 
 
@@ -211,7 +234,7 @@ def integers(node: onnx.NodeProto, name: str, default: Shape) -> Shape:
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:
     """The value of a Constant node; None for others, and for what is no tensor."""
-    if node.op_type != "Constant" or not _is_standard(node) or not node.attribute or not node.output:
+    if node.op_type != "Constant" or not is_standard(node) or not node.attribute or not node.output:
         return None
     each = node.attribute[0]
     if each.name == "value":
@@ -301,7 +324,7 @@ class _Shapes:
 
     def _measured(self, node: onnx.NodeProto) -> list[Array] | None:
         """The result of Shape and Size, where it is known."""
-        if node.op_type not in MEASURES or not _is_standard(node) or not node.input:
+        if node.op_type not in MEASURES or not is_standard(node):
             return None
         shape = self.shapes.get(node.input[0])
         if shape is None or not all(size > 0 for size in shape):

@@ -8,9 +8,8 @@ from typing import Any
 
 import onnx
 
-from hwmodels.constants import STANDARD_DOMAINS
 from hwmodels.errors import WorkloadError
-from hwmodels.graph import Graph, integer, integers
+from hwmodels.graph import Graph, integer, integers, is_standard
 from hwmodels.inputs import Sizes
 from hwmodels.weights import SEARCH, Weights
 
@@ -124,7 +123,7 @@ class LayerReader:
 
     def read(self, node: onnx.NodeProto, film: bool) -> Layer | None:
         """The layer of a node on the image path; None for anything but a convolution or a product with a weight."""
-        if node.domain not in STANDARD_DOMAINS:
+        if not is_standard(node):
             return None
         if node.op_type in CONVOLUTIONS:
             where = CONVOLUTIONS[node.op_type]
@@ -200,10 +199,9 @@ class LayerReader:
         if shape is None:
             sizes = self.graph.shapes.get(tensor, ())
             known = " x ".join(str(size) if size > 0 else "?" for size in sizes) or "unknown"
-            raise WorkloadError(
-                f"{self.graph.path}: the shape of {tensor} in layer {layer} is {known}; export with fixed height and "
-                "width, or fold the file's constants first"
-            )
+            foreign = [f"{node.op_type} ({node.domain})" for node in self.graph.data if not is_standard(node)]
+            advice = f"ONNX knows no shapes of {foreign[0]}" if foreign else "fold the file's constants first"
+            raise WorkloadError(f"{self.graph.path}: the shape of {tensor} in layer {layer} is {known}; {advice}")
         return shape
 
     def _per_image(self, layer: str, values: int, share: int) -> int:

@@ -150,7 +150,8 @@ def _energy_notes(report: "CostReport") -> list[str]:
     profile = report.profile
     missing = missing_energies(profile)
     if missing:
-        return [f"{missing}: energy_pj is null"]
+        of_times = () if profile.energies else profile.remarks
+        return [f"{missing}: energy_pj is null", *of_times]
     operand, total = ARITHMETIC[profile.b_w]
     return [
         f"energy_pj is a lower bound: {operand} products summed in {total}; each weight crosses {profile.weights_from} "

@@ -26,7 +26,7 @@ def render(report: CostReport, tablefmt: str = "simple") -> str:
     plain = sum(cost.plain.total_ns for cost in report.layers if cost.plain is not None)
     totals |= {"name": "total", "kind": "", "kernel": "", "normalized_delay": plain and totals["delay_ns"] / plain}
     rows = [{**cost.to_dict(), "kernel": _size(cost.layer.kernel)} for cost in report.layers]
-    table = _table([*rows, totals], columns, tablefmt, texts=3)
+    table = make_table([*rows, totals], columns, tablefmt, texts=3)
     made = f"{_network(report)}: method {report.method.name}, profile {profile_line(report.profile)}"
     lines = [
         f"delay / plain over {group['layers']} layers ({group['over']}): "
@@ -34,7 +34,7 @@ def render(report: CostReport, tablefmt: str = "simple") -> str:
         for group in report.normalized()
     ]
     lines += _memory_lines(report)
-    return _page(made, table, lines, report.notes(), tablefmt)
+    return make_page(made, table, lines, report.notes(), tablefmt)
 
 
 def render_comparison(comparison: Comparison, tablefmt: str = "simple") -> str:
@@ -50,8 +50,8 @@ def render_comparison(comparison: Comparison, tablefmt: str = "simple") -> str:
         few, many = (f"the {count[0]} " if len(set(count)) == 1 else "the " for count in zip(*counts, strict=True))
         lines.append(f"min, mean and max of delay / plain per layer: over {few}{over}; mean of all: {many}convolutions")
     columns = _comparison_columns(comparison)
-    table = _table(rows, columns, tablefmt, texts=[head for head, _ in columns].index("method") + 1)
-    return _page(made, table, lines, comparison.notes(), tablefmt)
+    table = make_table(rows, columns, tablefmt, texts=[head for head, _ in columns].index("method") + 1)
+    return make_page(made, table, lines, comparison.notes(), tablefmt)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -136,7 +136,8 @@ def _comparison_columns(comparison: Comparison) -> list[Column]:
     return columns
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column], tablefmt: str, texts: int) -> str:
+def make_table(rows: Sequence[Row], columns: Sequence[Column], tablefmt: str, texts: int) -> str:
+    """A table of rows, the first `texts` columns aligned left; whatever a cell holds stays on its line."""
     cells = [[_clean(cell(row), tablefmt) for _, cell in columns] for row in rows]
     align = ["left"] * texts + ["right"] * (len(columns) - texts)
     heads = [head for head, _ in columns]
@@ -149,7 +150,8 @@ def _clean(text: str, tablefmt: str) -> str:
     return text.replace("|", "\\|") if tablefmt == "github" else text
 
 
-def _page(made: str, table: str, lines: Sequence[str], notes: Sequence[str], tablefmt: str) -> str:
+def make_page(made: str, table: str, lines: Sequence[str], notes: Sequence[str], tablefmt: str) -> str:
+    """A table with a line above it, and lines and notes below."""
     if tablefmt == "github":
         items = "\n".join(f"- {note}" for note in [*lines, *notes])
         return f"{made}\n\n{table}\n\n{items}"

@@ -19,9 +19,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from hwmodels.constants import STANDARD_DOMAINS, Inputs, evaluate
+from hwmodels.constants import Inputs, evaluate
 from hwmodels.errors import WorkloadError
-from hwmodels.graph import Graph, integer, operands
+from hwmodels.graph import Graph, integer, is_standard, operands
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +59,7 @@ def fillers_between(mask: Array, run_bits: int = RUN_BITS) -> int:
 
     A run-length code stores each weight with the number of zeros before it, 0 to 2^b - 1. A longer run is split by
     storing a zero, which stands for 2^b positions: floor(run / 2^b) of them. Zeros at the end need none. (S. Han,
-    H. Mao, W. J. Dally, Deep compression, ICLR 2016, Fig. 2; with b = 4: S. Han et al., EIE, ISCA 2016, section 3.)
+    H. Mao, W. J. Dally, Deep compression, ICLR 2016, Fig. 2; with b = 4: S. Han et al., EIE, ISCA 2016, section III-B.)
 
     Args:
         mask: bool, flat, in the order of storage.
@@ -159,7 +159,7 @@ class Weights:
         if stored is not None:
             return np.asarray(stored != 0)
         node = self.producers.get(tensor)
-        if node is None or node.domain not in STANDARD_DOMAINS:
+        if node is None or not is_standard(node):
             return None
         if node.op_type == "Where":
             return self._where_mask(node, depth)

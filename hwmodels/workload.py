@@ -14,9 +14,8 @@ from math import prod
 import onnx
 
 from hwmodels.activations import Flow, Step
-from hwmodels.constants import STANDARD_DOMAINS
 from hwmodels.errors import WorkloadError
-from hwmodels.graph import Graph, operands, read_graph
+from hwmodels.graph import Graph, is_standard, operands, read_graph
 from hwmodels.inputs import Sizes
 from hwmodels.layers import Layer, LayerReader, shortcut_convolutions
 from hwmodels.weights import BITS
@@ -143,7 +142,7 @@ def read_workload(
 
 
 def _is_free(node: onnx.NodeProto) -> bool:
-    return node.op_type in FREE and node.domain in STANDARD_DOMAINS
+    return node.op_type in FREE and is_standard(node)
 
 
 def _told_apart(layers: Mapping[int, Layer]) -> dict[int, Layer]:

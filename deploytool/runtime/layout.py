@@ -105,6 +105,10 @@ class Layout:
         constants = _norms_as_convolutions(graph).constants
         return {name: each.apply(constants[each.source]) for name, each in self.arrangements.items()}
 
+    def keep_session(self, threads: int) -> None:
+        """Let go of sessions of other numbers of threads, which were opened to be measured."""
+        self.sessions = {count: session for count, session in self.sessions.items() if count == threads}
+
     def network(self, constants: Mapping[str, Array], threads: int, name: str) -> FedNetwork:
         """A network of arranged tensors, as `arrange` returns them."""
         if threads not in self.sessions:
@@ -124,7 +128,7 @@ def learn_layout(graph: Graph, stored: Mapping[str, Array], name: str) -> Layout
 
     Returns:
         The layout, or None where onnxruntime computes with the weights, arranges them in a way not known here, or
-        refuses the graph.
+        refuses the graph, and where there is no folder to write its graph to for a moment.
     """
     graph = _norms_as_convolutions(graph)
     numbered: dict[str, Array] = {}
@@ -136,20 +140,20 @@ def learn_layout(graph: Graph, stored: Mapping[str, Array], name: str) -> Layout
             numbered[key] = np.arange(count, count + value.size, dtype=np.uint32).view(np.float32).reshape(value.shape)
             count += value.size
     fixed = {key: value for key, value in graph.constants.items() if key not in numbered}
-    with tempfile.TemporaryDirectory(prefix="deploytool-") as folder:
-        try:
+    arrangements: dict[str, Arrangement] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix="deploytool-") as folder:
             optimized = _optimized(replace(graph, constants={**fixed, **numbered}), Path(folder), name)
-        except ArtefactError:
-            return None
-        arrangements: dict[str, Arrangement] = {}
-        for key, value in optimized.constants.items():
-            if value.dtype != np.float32 or any(np.array_equal(value, each) for each in fixed.values()):
-                continue
-            arrangement = _explain(value, starts, numbered)
-            if arrangement is None:
-                return None
-            arrangements[key] = arrangement
-        model = assemble(optimized, fed=arrangements).SerializeToString()
+            for key, value in optimized.constants.items():
+                if value.dtype != np.float32 or any(np.array_equal(value, each) for each in fixed.values()):
+                    continue
+                arrangement = _explain(value, starts, numbered)
+                if arrangement is None:
+                    return None
+                arrangements[key] = arrangement
+            model = assemble(optimized, fed=arrangements).SerializeToString()
+    except (ArtefactError, OSError):
+        return None
     rest = {key: value for key, value in optimized.constants.items() if key not in arrangements}
     return Layout(replace(optimized, constants=rest), model, arrangements, fixed)
 

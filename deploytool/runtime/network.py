@@ -5,11 +5,9 @@ Shared session:       weights are inputs, bound in the layout that the optimised
                       (`deploytool.runtime.layout`); a setting is a set of arrays, and equal arrays are kept once.
 """
 
-import functools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +21,7 @@ from deploytool.runtime.graph import Graph, assemble
 Array = np.ndarray[Any, Any]
 
 EXTERNAL_FROM_BYTES = 1024
+MAX_BINDINGS = 32
 
 
 class Network(Protocol):
@@ -84,7 +83,8 @@ class FedNetwork:
         self._outputs = outputs
         self._values = {key: onnxruntime.OrtValue.ortvalue_from_numpy(value) for key, value in constants.items()}
         # A binding holds the inputs of one run: threads that run at once take one each.
-        self._free: deque[onnxruntime.IOBinding] = deque()
+        self._free: deque[onnxruntime.IOBinding] = deque(maxlen=MAX_BINDINGS)
+        self._nothing = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32))
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         """See `Network`."""
@@ -94,15 +94,19 @@ class FedNetwork:
             binding = self._session.io_binding()
             for key, value in self._values.items():
                 binding.bind_ortvalue_input(key, value)
+        arrays = {key: np.ascontiguousarray(array) for key, array in feed.items()}  # alive until the run is over
         try:
-            for key, array in feed.items():
-                binding.bind_ortvalue_input(key, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+            for key, array in arrays.items():
+                binding.bind_ortvalue_input(key, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             for output in self._outputs:
                 binding.bind_output(output)
             self._session.run_with_iobinding(binding)
             answers = [value.numpy() for value in binding.get_outputs()]
         except Exception as error:
             raise _failure(self._name, error) from None
+        binding.clear_binding_outputs()
+        for key in arrays:  # a binding at rest keeps no batch in memory
+            binding.bind_ortvalue_input(key, self._nothing)
         self._free.append(binding)
         return answers
 
@@ -149,22 +153,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if _saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
-
-
-@functools.cache
-def _saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether INT8 products saturate at 16 bits here: on x86 without VNNI, where onnxruntime knows a slower way.
-
-    With VNNI that way gives the same answers in 2.5 times the time. Where the system does not tell, it is not taken.
-    """
-    try:
-        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    except OSError:
-        return False
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags.split())
 
 
 def open_session(

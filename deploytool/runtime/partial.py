@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from deploytool.errors import ArtefactError, InputError
-from deploytool.models.setting import check_lambda, check_threshold_value, check_width
+from deploytool.models.setting import as_single, check_lambda, check_threshold_value, check_width
 from deploytool.runtime.artefact import Artefact
 from deploytool.runtime.graph import Graph, assemble
 from deploytool.runtime.operators import MAX_HELD_BYTES, OPERATORS, evaluate_node
@@ -105,7 +105,7 @@ def check_file_lambda(artefact: Artefact, lam: float | None) -> float | None:
     """Return lambda if the model accepts it, None where it takes none; raise InputError otherwise."""
     metadata, path = artefact.metadata, artefact.path
     if not metadata.conditional:
-        if lam is not None and lam != metadata.lam:
+        if lam is not None and (metadata.lam is None or as_single(check_lambda(lam)) != as_single(metadata.lam)):
             made = f"specialised for {metadata.lam:g}" if metadata.lam is not None else "plain"
             raise InputError(f"lambda (={lam}) was given, but {path} is {made}; leave it out")
         return None
@@ -119,7 +119,8 @@ def check_file_width(artefact: Artefact, width: float | None) -> float:
     widths = artefact.metadata.widths
     if width is None:
         return widths[-1]
-    if check_width(width) not in widths:
+    width = check_width(width)
+    if width not in widths:
         known = ", ".join(f"{each:g}" for each in widths)
         raise InputError(f"width (={width:g}) is not in {artefact.path}; it holds {known}")
     return width
@@ -161,12 +162,13 @@ def check_precision(artefact: Artefact, precision: str | None) -> Precision:
 
 def check_outputs(artefact: Artefact, outputs: Sequence[str]) -> tuple[str, ...]:
     """Return names of outputs that the file has, at least one; raise InputError otherwise."""
+    outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     known = [value.name for value in artefact.graph.outputs]
     unknown = [name for name in outputs if name not in known]
     if unknown or not outputs:
         wrong = f"output {unknown[0]!r} is not in {artefact.path}" if unknown else "no output was named"
         raise InputError(f"{wrong}; it has {', '.join(known)}")
-    return tuple(outputs)
+    return outputs
 
 
 def select_outputs(graph: Graph, outputs: Sequence[str]) -> Graph:

@@ -21,6 +21,7 @@ def predict(
     top: int = 3,
     threads: int | None = None,
     width: float | None = None,
+    precision: str | None = None,
 ) -> list[dict[str, Any]]:
     """Classify picture files.
 
@@ -32,6 +33,7 @@ def predict(
         top: how many classes to list.
         threads: threads of one inference.
         width: one of the file's widths; the widest where None.
+        precision: `int8` or `float32`; int8 where None and the file was exported for it.
 
     Returns:
         Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`.
@@ -41,7 +43,7 @@ def predict(
     """
     if top < 1:
         raise InputError(f"top (={top}) must be at least 1")
-    session = Session(model, threads=threads, lambda_threshold=lambda_threshold, background=False)
+    session = Session(model, threads=threads, lambda_threshold=lambda_threshold, precision=precision, background=False)
     lam, width = session.check_lambda(lam), session.check_width(width)
     predictions = []
     for start in range(0, len(images), BATCH):

@@ -1,6 +1,7 @@
 """Running model.onnx: numpy in, numpy out, at a plain model's speed for every setting."""
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -38,6 +39,7 @@ Key = tuple[float | None, float]  # lambda as float32, width
 
 SHARED_FROM_BYTES = 1 << 22  # below this, binding the weights at each run costs more than copying them once
 MAX_WAITING = 8
+MAX_CACHE_MB = 1e9
 RETRY_S = 60.0
 NICENESS = 10
 
@@ -75,7 +77,7 @@ class Session:
 
     A lambda or width not seen before is answered by the graph as it stands in the file, about half as fast, while the
     graph is specialised to it in the background; from then on the specialised network answers, as fast as a plain
-    one. Answers of the two differ by rounding. May be called from several threads at once.
+    one. Answers of the two differ by rounding (INT8 networks': by INT8's). May be called from several threads at once.
 
     Args:
         model: path of a file that `deploytool export` or `specialize` wrote, or one already read.
@@ -109,8 +111,8 @@ class Session:
         precision: str | None = None,
         background: bool = True,
     ) -> None:
-        if not cache_mb > 0:
-            raise InputError(f"cache_mb (={cache_mb:g}) must be above 0; it is 10^6 bytes")
+        if not isinstance(cache_mb, int | float) or not 0 < cache_mb <= MAX_CACHE_MB:  # also false for NaN
+            raise InputError(f"cache_mb (={cache_mb}) must be in (0, {MAX_CACHE_MB:g}]; it is 10^6 bytes")
         self.threads = available_threads() if threads is None else check_threads(threads)
         self._calibrated = threads is not None
         artefact = model if isinstance(model, Artefact) else read_artefact(model)
@@ -130,7 +132,7 @@ class Session:
         self._building = threading.Lock()  # over specialising; one at a time, it uses all the memory bandwidth
         self._waiting: OrderedDict[Key, None] = OrderedDict()
         self._working = False
-        self._failures: dict[Key, tuple[float, str]] = {}
+        self._failure: tuple[float, str] | None = None  # when something went wrong behind, and what
         self._warned = False
         self._generic_runs = self._specialized_runs = self._built = self._failed = 0
         if self.metadata.fixed:
@@ -152,8 +154,7 @@ class Session:
         Raises:
             InputError: shape, dtype, range, lambda or width are not as above, or the session has no logits.
         """
-        if "logits" not in self._outputs:
-            raise InputError(f"this session computes {', '.join(self._outputs)}; name logits among its outputs")
+        self._check_logits()
         return self.run(image, lam, width)["logits"]
 
     def run(
@@ -164,7 +165,7 @@ class Session:
         Images of equal lambda and width are answered together, so a batch costs one inference for each setting in it.
         """
         image = self.check_image(image)
-        if np.ndim(lam) == 0 and np.ndim(width) == 0:  # type: ignore[arg-type]
+        if _is_one(lam) and _is_one(width):
             return self._answer(image, self._key(lam, width))  # type: ignore[arg-type]
         lams, widths = self._each(lam, "lambda", len(image)), self._each(width, "width", len(image))
         groups: dict[Key, list[int]] = {}
@@ -179,17 +180,20 @@ class Session:
 
     def generic(self, image: Array, lam: float | None, width: float | None = None) -> Array:
         """The logits of the graph as it stands in the file: slower, and nothing to prepare for a new setting."""
+        self._check_logits()
         return self._run_generic(self.check_image(image), self._key(lam, width))["logits"]
 
-    def warm(self, lambdas: Iterable[float | None], widths: Iterable[float | None] = (None,)) -> None:
+    def warm(
+        self, lambdas: float | Iterable[float | None] | None, widths: float | Iterable[float | None] | None = None
+    ) -> None:
         """Specialise to every pair of these lambdas and widths now, so that the next call of each is fast.
 
         Raises:
             ArtefactError: a setting cannot be specialised. InputError: one is out of range, or `cache_mb` does not
             hold them all.
         """
-        widths = list(widths)
-        keys = list(dict.fromkeys(self._key(lam, width) for lam in lambdas for width in widths))
+        pairs = itertools.product(_listed(lambdas), _listed(widths))
+        keys = list(dict.fromkeys(self._key(lam, width) for lam, width in pairs))
         for key in keys:
             self._ready(key)
         with self._lock:
@@ -238,19 +242,22 @@ class Session:
         """Return a width that the file holds, the widest where None; raise InputError otherwise."""
         return check_file_width(self._artefact, width)
 
+    def _check_logits(self) -> None:
+        if "logits" not in self._outputs:
+            raise InputError(f"this session computes {', '.join(self._outputs)}; name logits among its outputs")
+
     def _key(self, lam: float | None, width: float | None) -> Key:
         lam = self.check_lambda(lam)
         return None if lam is None else as_single(lam), self.check_width(width)
 
     def _each(self, values: float | Array | None, name: str, count: int) -> Sequence[float | None]:
         """One value for each image."""
-        if values is None or np.ndim(values) == 0:
+        if _is_one(values):
             return [values] * count  # type: ignore[list-item]
-        if np.shape(values) != (count,):
-            raise InputError(
-                f"{name} has shape {np.shape(values)}; expected one number, or ({count},) for these images"
-            )
-        return np.asarray(values).tolist()  # type: ignore[no-any-return]
+        each = np.array(values, object) if isinstance(values, list | tuple) else np.asarray(values)
+        if each.shape != (count,):
+            raise InputError(f"{name} has shape {each.shape}; expected one number, or ({count},) for these images")
+        return each.tolist()  # type: ignore[no-any-return]
 
     def _prepared(self, artefact: Artefact, outputs: Sequence[str]) -> Artefact:
         """The artefact with everything computed that depends on no image and no knob."""
@@ -301,23 +308,29 @@ class Session:
         return network
 
     def _specialize_later(self, key: Key) -> None:
-        """Ask the background for a setting, unless it was asked already; say once if it failed."""
+        """Ask the background for a setting, unless it was asked already; say once if it has failed."""
         with self._lock:
-            failed = self._failures.get(key)
-            message = None
-            if failed and not self._warned:
-                self._warned, message = True, failed[1]
-            if not failed or time.monotonic() - failed[0] > RETRY_S:
+            failure = self._failure
+            if failure is None or time.monotonic() - failure[0] > RETRY_S:
                 self._waiting[key] = None
                 self._waiting.move_to_end(key)
                 while len(self._waiting) > MAX_WAITING:  # a slider was moved; only where it rests matters
                     self._waiting.popitem(last=False)
                 if not self._working:
-                    self._working = True
-                    threading.Thread(target=self._work, name="deploytool-specialize").start()
-        if message:
-            text = f"{message}; the generic graph goes on answering, more slowly (this is said once)"
+                    self._start_working()
+            failure = self._failure if not self._warned else None
+            self._warned = self._warned or failure is not None
+        if failure:
+            text = f"{failure[1]}; the generic graph goes on answering, more slowly (this is said once)"
             warnings.warn(text, SpecializationWarning, stacklevel=5)
+
+    def _start_working(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="deploytool-specialize").start()
+            self._working = True
+        except RuntimeError as error:  # no more threads to be had
+            self._waiting.clear()
+            self._failure = time.monotonic(), f"specialising cannot start ({error})"
 
     def _work(self) -> None:
         """Specialise to what waits, the latest first, until nothing does or the program ends."""
@@ -334,7 +347,8 @@ class Session:
             except Exception as error:  # out of memory, a damaged graph: the generic graph still answers
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 with self._lock:
-                    self._failures[key] = time.monotonic(), f"lambda {key[0]}, width {key[1]:g} failed ({reason})"
+                    self._waiting.clear()  # whatever is short is short for the others too
+                    self._failure = time.monotonic(), f"lambda {key[0]}, width {key[1]:g} failed ({reason})"
 
     def _ready(self, key: Key) -> Network:
         """The network of a setting, made now if need be."""
@@ -351,7 +365,7 @@ class Session:
                 raise
             with self._lock:
                 self._built += 1
-                self._failures.pop(key, None)
+                self._failure = None
                 self._cache.put(key, network)
             return network
 
@@ -396,10 +410,24 @@ class Session:
 
         threads = calibrated_threads(graph, candidate)
         self._calibrated = True
+        for layout in self._layouts.values():
+            if layout is not None:
+                layout.keep_session(threads)
         if threads != self.threads:
             self.threads = threads
             if self._generic is not None:
                 self._generic = fed_network(self._artefact.graph, threads, self._name)
+
+
+def _is_one(value: object) -> bool:
+    """Whether a knob is one value (a number, None, or what will be refused) and not a sequence of them."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0
+    return isinstance(value, str | np.generic) or not isinstance(value, Iterable)
+
+
+def _listed(values: float | Iterable[float | None] | None) -> list[float | None]:
+    return [values] if _is_one(values) else list(values)  # type: ignore[arg-type, list-item]
 
 
 def _give_way() -> None:

@@ -52,7 +52,7 @@ def specialize(
     """
     artefact = read_artefact(file)
     model = specialized_model(artefact, lam, lambda_threshold, width, precision=precision)
-    path = Path(out) if out is not None else _default_path(artefact, lam, width, precision)
+    path = Path(out) if out is not None else _default_path(artefact, lam, lambda_threshold, width, precision)
     if path.exists() and path.samefile(artefact.path):
         raise InputError(f"{path} is the file to specialise; name another one with -o")
     specialized = artefact_of(path, model)
@@ -72,8 +72,10 @@ def specialize(
     }
 
 
-def _default_path(artefact: Artefact, lam: float | None, width: float | None, precision: str | None) -> Path:
-    knobs = [("lambda", lam), ("width", width)]
+def _default_path(
+    artefact: Artefact, lam: float | None, threshold: float | None, width: float | None, precision: str | None
+) -> Path:
+    knobs = [("lambda", lam), ("threshold", threshold), ("width", width)]
     suffix = "".join(f"-{name}-{float(value):g}" for name, value in knobs if value is not None)
     suffix = (suffix or "-plain") + (f"-{precision}" if precision else "")
     return artefact.path.with_name(f"{artefact.path.stem}{suffix}.onnx")

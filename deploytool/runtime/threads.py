@@ -25,7 +25,7 @@ def check_threads(threads: int | None) -> int:
     """Return how many threads to use, `available_threads` where None; raise InputError outside 1..1024."""
     if threads is None:
         return available_threads()
-    if not 1 <= threads <= MAX_THREADS:
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads (={threads}) must be in 1..{MAX_THREADS}")
     return threads
 

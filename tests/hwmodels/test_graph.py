@@ -250,6 +250,20 @@ def test_a_tensor_that_is_made_twice_is_refused(tmp_path: Path) -> None:
         read_workload(save(tmp_path, nodes, [value("x", [1, 3, 4, 4])], {}))
 
 
+@pytest.mark.parametrize(("op", "count"), [("Conv", 1), ("BatchNormalization", 2), ("Where", 2), ("Shape", 0)])
+def test_nodes_that_lack_operands_are_refused(tmp_path: Path, op: str, count: int) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node(op, ["x", "r"][:count], ["y"], name="cut")]
+    with pytest.raises(WorkloadError, match=f"node cut reads {count} tensors; {op} needs"):
+        read_workload(save(tmp_path, nodes, [value("x", [1, 3, 4, 4])], {}))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = convolution(tmp_path, 1, 3, 4, 4)
+    file.write_bytes(file.read_bytes().replace(b"Conv", b"C\xffnv"))
+    with pytest.raises(WorkloadError, match="names are no text"):
+        read_workload(file)
+
+
 def test_stored_values_of_the_wrong_length_are_refused(tmp_path: Path) -> None:
     file = convolution(tmp_path, 1, 3, 4, 4)
     model = onnx.load(file)

@@ -1,13 +1,12 @@
 """Networks: what they hold, what they share, and how a session is opened."""
 
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from deploytool.errors import ArtefactError
-from deploytool.runtime import network
 from deploytool.runtime.graph import Graph
 from deploytool.runtime.network import OwnSession, fed_network, share
 
@@ -77,17 +76,10 @@ def test_equal_arrays_are_shared_and_others_are_not() -> None:
     assert share({"a": np.zeros((5, 1), np.float32)}, [zero])["a"] is not zero["a"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "saturates"),
-    [
-        ("flags : fpu avx avx2 fma", True),
-        ("flags : fpu avx2 avx512f avx512_vnni", False),
-        ("flags : fpu avx2 avx_vnni", False),
-        ("Features : fp asimd", False),  # ARM
-        ("", False),
-    ],
-)
-def test_only_x86_without_vnni_saturates(flags: str, saturates: bool, tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
-    assert network._saturates(tmp_path / "cpuinfo") is saturates
-    assert network._saturates(tmp_path / "absent") is False
+def test_no_batch_stays_in_memory_after_its_answer() -> None:
+    fed = fed_network(graph(), 1, "x")
+    x = np.ones((100, 32), np.float32)
+    kept = sys.getrefcount(x)
+    for _ in range(3):
+        fed.run({"x": x})
+    assert sys.getrefcount(x) == kept

@@ -225,7 +225,8 @@ def test_a_lambda_given_to_a_plain_file_is_refused(lam: float, plain_file: Path)
 def test_a_specialised_file_takes_its_own_lambda_or_none(trained_file: Path, tmp_path: Path) -> None:
     specialize(trained_file, 0.3, tmp_path / "plain.onnx")
     session = Session(tmp_path / "plain.onnx")
-    np.testing.assert_array_equal(session(pictures(2), 0.3), session(pictures(2)))
+    for lam in (0.3, np.float32(0.3), [0.3, 0.3], np.full(2, 0.3, np.float32)):
+        np.testing.assert_array_equal(session(pictures(2), lam), session(pictures(2)))
     with pytest.raises(InputError, match=r"specialised for 0\.3; leave it out"):
         session(pictures(2), 0.4)
 
@@ -273,10 +274,16 @@ def test_a_network_larger_than_the_cache_is_kept_alone(built: list[float], train
     assert built == [0.1, 0.2, 0.1] and session.counters().cached == 1
 
 
-@pytest.mark.parametrize("arguments", [{"cache_mb": 0}, {"cache_mb": -1}, {"threads": 0}, {"threads": 1025}])
-def test_cache_and_threads_have_bounds(arguments: dict[str, int], trained_file: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"cache_mb": value} for value in (0, -1, float("inf"), float("nan"), "5")),
+        *({"threads": value} for value in (0, 1025, 1.5, "2")),
+    ],
+)
+def test_cache_and_threads_have_bounds(arguments: dict[str, Any], trained_file: Path) -> None:
     with pytest.raises(InputError, match=next(iter(arguments))):
-        Session(trained_file, **arguments)  # type: ignore[arg-type]
+        Session(trained_file, **arguments)
 
 
 def test_a_new_setting_is_answered_at_once_and_specialised_behind(trained_file: Path) -> None:
@@ -336,6 +343,7 @@ def test_of_many_settings_passed_by_the_latest_are_made(
 def test_warm_makes_every_pair_now(built: list[float], trained_file: Path) -> None:
     session = Session(trained_file, threads=1)
     session.warm([0.1, 0.2, 0.1])
+    session.warm(0.2)
     assert built == [0.1, 0.2]
     session(pictures(1), 0.2)
     assert (session.counters().generic, session.counters().specialized) == (0, 1)
@@ -364,7 +372,7 @@ def test_a_failure_behind_is_said_once_and_the_generic_graph_goes_on(
     assert "lambda 0.3" in str(said[0].message) and "MemoryError" in str(said[0].message)
     assert __file__ == said[0].filename  # it points at the caller's line
     counters = session.counters()
-    assert (counters.failed, counters.built, counters.generic) == (2, 0, 5)  # neither setting is tried at every call
+    assert (counters.failed, counters.built, counters.generic) == (1, 0, 5)  # not tried again at every call
     session.warm([0.3])  # memory is there again
     session(images, 0.3)
     assert session.counters().specialized == 1
@@ -381,6 +389,44 @@ def test_after_a_while_a_failed_setting_is_tried_again(monkeypatch: pytest.Monke
     with pytest.warns(SpecializationWarning):
         session(pictures(1), 0.3)
     assert settled(session).built == 1
+
+
+def test_a_failure_is_said_even_if_no_setting_comes_twice(monkeypatch: pytest.MonkeyPatch, trained_file: Path) -> None:
+    session = Session(trained_file, threads=1)
+    monkeypatch.setattr(session_module, "specialized_graph", lambda *arguments: 1 / 0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(6):
+            session(pictures(1), step / 10)
+            settled(session)
+    assert len(said) == 1 and "lambda 0.0, width 1 failed" in str(said[0].message)
+    assert session.counters().failed == 1
+
+
+def test_where_no_thread_can_be_started_the_generic_graph_answers(
+    monkeypatch: pytest.MonkeyPatch, trained_file: Path
+) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    session = Session(trained_file, threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.warns(SpecializationWarning, match="can't start new thread"):
+            assert session(pictures(1), 0.3).shape == (1, 10)
+        assert session.counters().waiting == 0
+    monkeypatch.setattr(session_module, "RETRY_S", 0.0)
+    session(pictures(1), 0.3)
+    assert settled(session).built == 1
+
+
+def test_a_folder_for_temporary_files_is_no_need(
+    shared: None, monkeypatch: pytest.MonkeyPatch, trained_file: Path, tmp_path: Path
+) -> None:
+    want = Session(trained_file, threads=1, background=False)(pictures(2), 0.3)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    got = Session(trained_file, threads=1, background=False)(pictures(2), 0.3)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_a_failure_in_front_is_raised(monkeypatch: pytest.MonkeyPatch, trained_file: Path) -> None:
@@ -408,13 +454,15 @@ def test_images_of_one_lambda_are_answered_together(trained_file: Path) -> None:
     assert session.counters().specialized == 2
 
 
-@pytest.mark.parametrize("lam", [[0.1], [0.1, 0.2], [[0.1, 0.2, 0.3]], [0.1, 0.2, 0.3, 0.4], []])
+@pytest.mark.parametrize(
+    "lam", [[0.1], [0.1, 0.2], [[0.1, 0.2, 0.3]], [0.1, 0.2, 0.3, 0.4], [], [[0.1], [0.2, 0.3]], np.zeros((3, 1))]
+)
 def test_as_many_lambdas_as_images(lam: Any, session: Session) -> None:
     with pytest.raises(InputError, match=r"lambda has shape .*\(3,\) for these images"):
         session(pictures(3), lam)
 
 
-@pytest.mark.parametrize("bad", [1.5, float("nan"), "x", None])
+@pytest.mark.parametrize("bad", [1.5, float("nan"), "x", None, [0.1]])
 def test_every_lambda_of_a_batch_is_checked(bad: Any, session: Session) -> None:
     with pytest.raises(InputError, match="lambda"):
         session(pictures(3), [0.1, bad, 0.2])
@@ -458,6 +506,8 @@ def test_every_width_answers_and_may_differ_by_image(wide_file: Path) -> None:
     np.testing.assert_allclose(mixed, np.stack([narrow[0], wide[1], wide[2], narrow[3]]), rtol=0, atol=1e-5)
     session.warm([0.1], [0.5, 1.0])
     assert session.counters().cached == 4
+    for same in ("0.5", np.array(0.5), np.float32(0.5)):
+        np.testing.assert_array_equal(session(images, 0.5, same), narrow)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"width \(=0\.7\) is not in .*0\.5, 1"):
         session(images, 0.5, 0.7)
 
@@ -535,7 +585,9 @@ def test_only_asked_outputs_are_computed(trained_file: Path, tmp_path: Path) -> 
         with pytest.raises(ArtefactError, match="reasoning are NaN or infinite"):
             both.run(pictures(2), 0.3)
     with pytest.raises(InputError, match=r"name logits among its outputs"):
-        Session(tmp_path / "x.onnx", threads=1, outputs=["reasoning"])(pictures(1), 0.3)
+        Session(tmp_path / "x.onnx", threads=1, outputs="reasoning")(pictures(1), 0.3)
+    with pytest.raises(InputError, match=r"name logits among its outputs"):
+        Session(tmp_path / "x.onnx", threads=1, outputs=["reasoning"]).generic(pictures(1), 0.3)
     with pytest.raises(InputError, match=r"output 'saliency' is not in .*logits, reasoning"):
         Session(tmp_path / "x.onnx", outputs=["saliency"])
 
