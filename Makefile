@@ -12,7 +12,7 @@ demo: .venv/.installed  ## train, evaluate, export, bench and cost the digits re
 
 test: .venv/.installed  ## all tests; the one in a browser is skipped where npm or Chromium is missing
 	$(if $(NPM),-@$(MAKE) --no-print-directory web)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 web: $(WEB)/node_modules/.package-lock.json  ## onnxruntime-web, for the test in a browser
 

