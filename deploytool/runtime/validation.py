@@ -22,10 +22,8 @@ from deploytool.runtime.operators import OPERATORS, evaluate_node
 
 Array = np.ndarray[Any, Any]
 
-KINDS = {
-    TensorProto.FLOAT,
-    TensorProto.FLOAT16,
-    TensorProto.DOUBLE,
+FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
+KINDS = FLOATING | {
     TensorProto.BOOL,
     TensorProto.INT8,
     TensorProto.INT16,
@@ -68,6 +66,8 @@ ON_IMAGES = {
     "Unsqueeze",
 }
 SMALL = 1024  # constants that shapes are computed from have no more values
+LARGEST = 1 << 31  # of a stride, a pad ...
+MAX_NODES = 10_000
 MAX_ACTIVATIONS = 1 << 30  # values of all tensors together, for one image
 WORK_PER_VALUE = 16  # tensors that a conditional weight passes through, and more
 
@@ -99,15 +99,25 @@ def check_graph(graph: Graph, widths: Sequence[float] = ()) -> None:
 
     Args:
         graph: without subgraphs.
-        widths: that the graph is to be run with, where `width` is an input.
+        widths: of the file that the graph stands in; none for a specialised graph, where nothing is left to compute
+            and so nothing may be empty.
     """
+    empty = next((name for name, value in graph.constants.items() if not value.size), None)
+    if empty is not None and not widths:
+        raise ValueError(f"{empty} is empty")
+    if len(graph.nodes) > MAX_NODES:
+        raise ValueError(f"{len(graph.nodes)} operators; at most {MAX_NODES}")
+    if len({value.name for value in graph.outputs}) < len(graph.outputs):
+        raise ValueError("two outputs of one name")
     opsets = {opset.domain: opset.version for opset in graph.header.opset_import}
     if opsets != {"": OPSET}:
         raise ValueError(f"opsets {str(opsets)[:80]}; deploytool writes {OPSET}")
     for node in graph.nodes:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS.keys() | ON_IMAGES:
+        if node.domain or node.op_type not in OPERATORS.keys() | ON_IMAGES:
             raise ValueError(f"operator {node.domain} {node.op_type}, which deploytool never writes")
         parts = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
+        if any(abs(number) >= LARGEST for attribute in node.attribute for number in attribute.ints):
+            raise ValueError(f"an attribute of {node.op_type} is too large")
         if node.op_type == "Split" and any(count != len(node.output) for count in parts):  # onnx does not mind
             raise ValueError(f"a Split in {parts[0]} parts has {len(node.output)} outputs")
     limit = MAX_ACTIVATIONS + WORK_PER_VALUE * sum(value.size for value in graph.constants.values())
@@ -115,7 +125,7 @@ def check_graph(graph: Graph, widths: Sequence[float] = ()) -> None:
         skeleton = _skeleton(graph, width)
         if not number:
             checker.check_model(skeleton)
-        total = sum(prod(shape) for shape in _shapes(skeleton))
+        total = sum(_sizes(skeleton))
         if total > limit:
             raise ValueError(f"its tensors have {total} values for one image; at most {limit}")
 
@@ -147,14 +157,19 @@ def _skeleton(graph: Graph, width: float) -> onnx.ModelProto:
     return model
 
 
-def _shapes(model: onnx.ModelProto) -> Iterator[list[int]]:
-    """Shapes of what the nodes compute; raises ValueError where one is unknown or negative."""
+def _sizes(model: onnx.ModelProto) -> Iterator[int]:
+    """Values of what each node computes, or of what a pool reads for them; ValueError where a shape is unknown."""
     inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.value_info, *inferred.output)}
-    for name in (name for node in model.graph.node for name in node.output if name):
-        if name not in shapes or not all(dim.HasField("dim_value") for dim in shapes[name]):
-            raise ValueError(f"the shape of {name} is unknown")
-        shape = [dim.dim_value for dim in shapes[name]]
-        if min(shape, default=0) < 0:
-            raise ValueError(f"{name} has shape {shape}")
-        yield shape
+    types = {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.output)}
+    for node in model.graph.node:
+        windows = [attribute.ints for attribute in node.attribute if attribute.name == "kernel_shape"]
+        read = prod(abs(size) for window in windows for size in window) if node.op_type != "Conv" else 1
+        for name in (name for name in node.output if name):
+            if name not in types or not all(dim.HasField("dim_value") for dim in types[name].shape.dim):
+                raise ValueError(f"the shape of {name} is unknown")
+            if node.op_type == "Div" and types[name].elem_type not in FLOATING:  # -2**31 / -1 ends the process
+                raise ValueError(f"{name} is a quotient of integers")
+            shape = [dim.dim_value for dim in types[name].shape.dim]
+            if min(shape, default=0) < 0:
+                raise ValueError(f"{name} has shape {shape}")
+            yield prod(shape) * read
