@@ -267,6 +267,8 @@ def _folded(conv: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, Arr
     weight = constants[conv.input[1]]
     shape = (-1,) + (1,) * (weight.ndim - 1)
     stem = conv.name or conv.output[0]
+    if f"{stem}.weight.folded" in constants:  # two nodes of one name: weights that are used twice
+        stem = conv.output[0]
     names = f"{stem}.weight.folded", f"{stem}.bias.folded"
     constants[names[0]] = weight * a.reshape(shape)
     constants[names[1]] = shift + constants[conv.input[2]] * a if len(conv.input) > 2 else shift
