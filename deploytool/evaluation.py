@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploytool.attacks.pgd import Pgd, named_attack, pgd
+from deploytool.attacks.registry import make_attack, recipe_base
+from deploytool.attacks.run import BATCH, Attack, attack_batches, batches
 from deploytool.data.datasets import Images, load_dataset
 from deploytool.errors import InputError
 from deploytool.models.conditional import ConditionalModel, Network
@@ -16,8 +17,6 @@ from deploytool.models.setting import Conditioning, Setting, check_threshold_val
 from deploytool.progress import progress_bar
 from deploytool.recipe import FloatMethod, OatMethod, Recipe
 from deploytool.training.run import Run
-
-BATCH = 256
 
 
 def evaluate(
@@ -102,8 +101,7 @@ def evaluate_model(
         `lambda_threshold` None where it is not used.
     """
     device = next(model.parameters()).device
-    base = Pgd(recipe.attack.eps, recipe.attack.step_size, recipe.attack.steps, recipe.attack.random_start)
-    plans = {name: named_attack(name, base) for name in attacks}
+    plans = {name: make_attack(name, recipe_base(recipe.attack)) for name in attacks}
     states = {model.knobs(setting): setting for setting in settings}
     clean: dict[Any, float] = {}
     robust: dict[Any, float] = {}
@@ -136,21 +134,22 @@ def _has_threshold(model: ConditionalModel, setting: Setting) -> bool:
     return model.is_conditional and setting.conditioning == "switch"
 
 
-def _accuracy(network: Network, test: Images, attack: Pgd | None, seed: int, device: torch.device) -> float:
-    correct = 0
-    for image, label in attacked_batches(network, test, attack, seed, device):
-        with torch.no_grad():
-            correct += int((network(image).argmax(1) == label).sum())
-    return correct / len(test)
+def _accuracy(network: Network, test: Images, attack: Attack | None, seed: int, device: torch.device) -> float:
+    if attack is None:
+        return sum(int(correct.sum()) for correct in clean_answers(network, test, device)) / len(test)
+    parts = ((image, label, None) for image, label in image_batches(test, device))
+    return sum(int(result.robust().sum()) for result in attack_batches(network, parts, attack, seed)) / len(test)
 
 
-def attacked_batches(
-    network: Network, test: Images, attack: Pgd | None, seed: int, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (image (B, C, H, W), label (B,)) of all test images, attacked on a network where there is an attack."""
-    for start in range(0, len(test), BATCH):
-        image, label = (tensor.to(device) for tensor in test.batch(slice(start, start + BATCH)))
-        if attack is not None:
-            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + start)
-            image = pgd(network, image, label, attack, generator)
-        yield image, label
+@torch.no_grad()
+def clean_answers(network: Network, test: Images, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """Yield (B,) bool for each batch of test images: which ones the network gets right."""
+    for image, label in image_batches(test, device):
+        yield network(image).argmax(1) == label
+
+
+def image_batches(test: Images, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (image (B, C, H, W), label (B,)) of all test images, on a device."""
+    for rows in batches(len(test), BATCH):
+        image, label = test.batch(rows)
+        yield image.to(device), label.to(device)

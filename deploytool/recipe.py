@@ -28,12 +28,12 @@ from pydantic import (
     model_validator,
 )
 
-from deploytool.errors import RecipeError
+from deploytool.attacks.names import ATTACK_PATTERN, parse_name
+from deploytool.errors import InputError, RecipeError
 from deploytool.models.setting import Conditioning, NoiseMode
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_SHOWN = 100  # characters of a bad value that an error message repeats
-ATTACK_NAME = r"^(fgsm|pgd-[1-9][0-9]{0,3})$"
 
 
 def parse_fraction(value: Any) -> Any:
@@ -67,8 +67,10 @@ def check_lambda_threshold(value: float) -> float:
 
 def check_attack_name(name: str) -> str:
     """Let the names of evaluation attacks through."""
-    if not re.fullmatch(ATTACK_NAME, name):
-        raise ValueError("must be fgsm, or pgd-K with K steps in 1..9999, as in pgd-20")
+    try:
+        parse_name(name)
+    except InputError as error:
+        raise ValueError(str(error).partition(") is ")[2]) from None
     return name
 
 
@@ -90,7 +92,7 @@ def check_lambda_set(lambdas: list[float]) -> list[float]:
 
 Width = Annotated[float, Field(gt=0, le=1)]
 LambdaThreshold = Annotated[float, AfterValidator(check_lambda_threshold), Field(json_schema_extra={"enum": [0, 0.5]})]
-AttackName = Annotated[str, AfterValidator(check_attack_name), Field(json_schema_extra={"pattern": ATTACK_NAME})]
+AttackName = Annotated[str, AfterValidator(check_attack_name), Field(json_schema_extra={"pattern": ATTACK_PATTERN})]
 
 
 class Section(BaseModel):

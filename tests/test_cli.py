@@ -188,7 +188,7 @@ def test_bad_input_gets_one_line(arguments: list[str], words: list[str], tmp_pat
 
 def test_bad_settings_get_one_line(trained_run, trained_file: Path, plain_run, tmp_path: Path) -> None:
     assert_one_line_error(run("evaluate", trained_run.path, "--lambda", "1.5"), "1.5", "[0, 1]")
-    assert_one_line_error(run("evaluate", trained_run.path, "--attack", "pgd"), "'pgd'", "pgd-20")
+    assert_one_line_error(run("evaluate", trained_run.path, "--attack", "pgd"), "'pgd'", "pgd-7")
     assert_one_line_error(run("evaluate", trained_run.path, "--lambda-threshold", "0.3"), "0.3", "0 or 0.5")
     assert_one_line_error(run("specialize", trained_file, "--lambda", "nan"), "nan", "[0, 1]")
     assert_one_line_error(

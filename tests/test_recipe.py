@@ -278,7 +278,7 @@ def test_a_wrong_value_is_refused_with_its_key(key: str, value: Any) -> None:
     ("key", "value", "shown"),
     [
         ("evaluate.lambdas", [0, 1.5], "evaluate.lambdas.1 (=1.5)"),
-        ("evaluate.attacks", ["fgsm", "pgd"], "evaluate.attacks.1 (='pgd'): must be fgsm, or pgd-K"),
+        ("evaluate.attacks", ["fgsm", "pgd"], "evaluate.attacks.1 (='pgd'): unknown, did you mean pgd-7?; known: fgsm"),
         ("evaluate.attacks", ["pgd-0"], "evaluate.attacks.0 (='pgd-0')"),
         ("evaluate.attacks", ["fgsm\n"], "evaluate.attacks.0"),
         ("evaluate.lambda_thresholds", [0.5, 0.4], "evaluate.lambda_thresholds.1 (=0.4): must be 0 or 0.5"),

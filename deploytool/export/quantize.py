@@ -24,11 +24,12 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime import InferenceSession
 
-from deploytool.attacks.pgd import Pgd, named_attack
+from deploytool.attacks.registry import make_attack, recipe_base
+from deploytool.attacks.run import attack_batches
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.data.datasets import Images, load_dataset
 from deploytool.errors import ParityError
-from deploytool.evaluation import attacked_batches
+from deploytool.evaluation import image_batches
 from deploytool.export.activations import calibrate, measure
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
@@ -113,8 +114,7 @@ class Quantizer:
             Rows `{lambda, width, clean_accuracy, clean_accuracy_int8, robust_accuracy, robust_accuracy_int8, n}`;
             `lambda` is None where the model takes none.
         """
-        section = self.recipe.attack
-        attack = named_attack(ATTACK, Pgd(section.eps, section.step_size, section.steps, section.random_start))
+        attack = make_attack(ATTACK, recipe_base(self.recipe.attack))
         rows = []
         with progress_bar("measuring int8", 2 * len(networks)) as bar:
             for setting, pair in networks.items():
@@ -122,15 +122,15 @@ class Quantizer:
                     "lambda": setting.lam if self.model.is_conditional else None,
                     "width": setting.width,
                 }
+                clean = [image for image, _ in image_batches(test)]
                 with self.model.network(setting) as network:
-                    for kind, chosen in (("clean", None), ("robust", attack)):
-                        correct = np.zeros(2, int)
-                        for image, label in attacked_batches(network, test, chosen, self.recipe.seed):
-                            for index, session in enumerate(pair):
-                                answer = session.run({"image": image.numpy()})[0].argmax(1)
-                                correct[index] += int((answer == label.numpy()).sum())
-                        row[f"{kind}_accuracy"], row[f"{kind}_accuracy_int8"] = (correct / len(test)).tolist()
-                        bar.advance(f"lambda {setting.lam:g} width {setting.width:g}")
+                    parts = ((image, label, None) for image, label in image_batches(test))
+                    attacked = [result.image for result in attack_batches(network, parts, attack, self.recipe.seed)]
+                for kind, images in (("clean", clean), ("robust", attacked)):
+                    for name, session in zip((f"{kind}_accuracy", f"{kind}_accuracy_int8"), pair, strict=True):
+                        answers = np.concatenate([session.run({"image": image.numpy()})[0] for image in images])
+                        row[name] = float((answers.argmax(1) == test.labels.numpy()).mean())
+                    bar.advance(f"lambda {setting.lam:g} width {setting.width:g}")
                 rows.append({**row, "n": len(test)})
         return rows
 

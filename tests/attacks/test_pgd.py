@@ -1,14 +1,12 @@
 """Attacks against hand-worked steps, a linear network's closed form, and the constraints that always hold."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from deploytool.attacks.pgd import Pgd, named_attack, pgd
-from deploytool.errors import InputError
+from deploytool.attacks.pgd import Pgd, pgd
 from deploytool.models.setting import Setting
 
 
@@ -41,18 +39,6 @@ def test_pixels_stay_in_the_unit_interval_by_hand() -> None:
         network, torch.tensor([[[[0.95, 0.02]]]]), torch.tensor([0]), Pgd(0.3, 0.3, 1, random_start=False)
     )
     torch.testing.assert_close(adversarial, torch.tensor([[[[1.0, 0.0]]]]))
-
-
-def test_fgsm_is_one_step_of_eps_from_the_image() -> None:
-    base = Pgd(0.2, 0.05, 7)
-    assert named_attack("fgsm", base) == Pgd(0.2, 0.2, 1, random_start=False)
-    assert named_attack("pgd-20", base) == Pgd(0.2, 0.05, 20, random_start=True)
-
-
-@pytest.mark.parametrize("name", ["pgd", "pgd-0", "pgd--1", "PGD-7", "pgd-99999", "fgsm ", "cw", ""])
-def test_unknown_attacks_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match="fgsm, or pgd-K"):
-        named_attack(name, Pgd(0.2, 0.05, 7))
 
 
 @settings(max_examples=40, deadline=None)
