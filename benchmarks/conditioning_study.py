@@ -59,7 +59,7 @@ def one_run(arguments: argparse.Namespace, noise: str, seed: int) -> list[dict[s
     alpha = run.checkpoint.history[-1]["alpha"]
     rows = [
         {**row, "noise_trained": noise, "seed": seed, "alpha": alpha}
-        for row in evaluate(run, [arguments.attack], settings)
+        for row in evaluate(run, [arguments.attack], settings).rows
     ]
     write_json(done, rows)
     return rows

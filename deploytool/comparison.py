@@ -124,7 +124,7 @@ def _result(name: str, recipe: Recipe, run: Path, device: str) -> Row:
     train(recipe, folder, resume=folder.exists(), device=device)
     trained = load_run(folder)
     attack = f"pgd-{recipe.attack.steps}"
-    rows = evaluate(trained, [attack], evaluation_settings(recipe), device=device)
+    rows = evaluate(trained, [attack], evaluation_settings(recipe), device=device).rows
     if isinstance(recipe.method, PgdAtMethod):  # a model of its own for each lambda
         rows = [{**row, "lambda": recipe.method.lam} for row in rows]
     result = {
@@ -205,7 +205,7 @@ def _one_step(recipe: Recipe, data: Dataset, place: torch.device) -> Callable[[]
     def run() -> None:
         step = training_step(model, recipe, image, label, torch.Generator(place))
         optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()  # type: ignore[no-untyped-call]
+        step.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         model.apply_masks()
         if place.type == "cuda":

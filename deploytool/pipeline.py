@@ -71,7 +71,7 @@ def _train(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
 
 
 def _evaluate(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
-    return {"rows": evaluate(load_run(run), device=device), "alphas": learned_alphas(run)}
+    return {**evaluate(load_run(run), device=device).to_dict(), "alphas": learned_alphas(run)}
 
 
 def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
@@ -88,7 +88,7 @@ def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
         else:
             folder = run / "compare" / f"{index}-{''.join(c if c.isalnum() else '-' for c in value)[:40]}"
             train(variant, folder, resume=folder.exists(), device=device)
-            variant_rows = evaluate(load_run(folder), [attack], device=device)
+            variant_rows = evaluate(load_run(folder), [attack], device=device).rows
         rows += [{"value": value, **row} for row in variant_rows]
         alphas[value] = learned_alphas(folder)
     return {"key": compare.key, "attack": attack, "rows": rows, "alphas": alphas}

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from deploytool.attacks.names import ATTACK_PATTERN, parse_name
+from deploytool.attacks.names import ATTACK_PATTERN, parse_name, split_name
 from deploytool.errors import InputError, RecipeError
 from deploytool.models.setting import Conditioning, NoiseMode
 
@@ -56,6 +56,7 @@ def parse_names(value: Any) -> Any:
 
 Fraction = Annotated[float, BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
 Unit = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 def check_lambda_threshold(value: float) -> float:
@@ -66,9 +67,9 @@ def check_lambda_threshold(value: float) -> float:
 
 
 def check_attack_name(name: str) -> str:
-    """Let the names of evaluation attacks through."""
+    """Let the names of evaluation attacks through; their options are checked where the attack is made."""
     try:
-        parse_name(name)
+        parse_name(split_name(name)[0])
     except InputError as error:
         raise ValueError(str(error).partition(") is ")[2]) from None
     return name
@@ -92,7 +93,10 @@ def check_lambda_set(lambdas: list[float]) -> list[float]:
 
 Width = Annotated[float, Field(gt=0, le=1)]
 LambdaThreshold = Annotated[float, AfterValidator(check_lambda_threshold), Field(json_schema_extra={"enum": [0, 0.5]})]
-AttackName = Annotated[str, AfterValidator(check_attack_name), Field(json_schema_extra={"pattern": ATTACK_PATTERN})]
+FileName = Annotated[str, Field(min_length=1, max_length=4096)]
+AttackName = Annotated[
+    str, AfterValidator(check_attack_name), Field(json_schema_extra={"pattern": ATTACK_PATTERN[:-1] + "(:.*)?$"})
+]
 
 
 class Section(BaseModel):
@@ -115,6 +119,9 @@ class DataSection(Section):
     batch_size: int = Field(128, ge=2, le=65536, description="images per training step, both halves together")
     crop_padding: int = Field(0, ge=0, le=64, description="pixels of zero padding for random crops; 0: no crops")
     flip: bool = Field(False, description="random horizontal flips")
+    adversarial: Annotated[list[FileName], BeforeValidator(parse_names)] = Field(
+        [], description=".npz files of adversarial training images that training appends (paper 2, section 4.2)"
+    )
 
     @field_validator("image_size")
     @classmethod
@@ -130,6 +137,15 @@ class ModelSection(Section):
     arch: str = Field("digits-resnet", description="a name that `deploytool models` lists")
     widths: Annotated[list[Width], BeforeValidator(parse_names), AfterValidator(check_widths)] = Field(
         [1.0], min_length=1, description="width multipliers that one slimmable network serves; 1 among them"
+    )
+    weights: FileName | None = Field(
+        None, description="run folder, .safetensors or .npz with the backbone's weights at the start; null: random"
+    )
+    mean: Annotated[list[float], BeforeValidator(parse_names)] | None = Field(
+        None, min_length=1, description="per channel, of images in [0, 1]; null: the data set's"
+    )
+    std: Annotated[list[Spread], BeforeValidator(parse_names)] | None = Field(
+        None, min_length=1, description="per channel, of images in [0, 1]; null: the data set's"
     )
 
 
@@ -190,6 +206,19 @@ class SparsitySection(Section):
     prune_rate: float = Field(0.2, ge=0, lt=1, description="share of each layer's active units that moves per epoch")
 
 
+class RegularizationSection(Section):
+    """Sparse regularisation: penalties on kernels and on hidden activations (paper 2, sections 2 and 4)."""
+
+    kernel: Literal["l1", "l2", "elastic-net"] | None = Field(
+        None, description="penalty on the weights of convolutions and linear layers"
+    )
+    factor: float = Field(0.01, ge=0, le=1e6, description="of the kernel penalty")
+    alpha: Unit = Field(0.5, description="elastic-net alone: share of the L1 norm, the rest is the squared L2 norm")
+    activation: float = Field(
+        0.0, ge=0, le=1e6, description="lambda of eq. 5: factor of the L1 norm of an image's hidden activations"
+    )
+
+
 class AttackSection(Section):
     """The L-infinity PGD attack of the training loop; evaluation keeps its eps and step size."""
 
@@ -202,7 +231,7 @@ class AttackSection(Section):
 class OptimizerSection(Section):
     """SGD with Nesterov momentum; the learning rate falls to 0 on a cosine."""
 
-    epochs: int = Field(30, ge=1, le=100000)
+    epochs: int = Field(30, ge=0, le=100000, description="0 trains nothing: a run of model.weights as they are")
     lr: float = Field(0.1, gt=0, le=100, description="learning rate at the start")
     momentum: float = Field(0.9, gt=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1, description="on convolution and linear weights alone")
@@ -214,6 +243,7 @@ class EvaluateSection(Section):
     attacks: Annotated[list[AttackName], BeforeValidator(parse_names)] = Field(
         ["fgsm", "pgd-7", "pgd-20"], min_length=1
     )
+    eps_l2: Fraction = Field(0.5, gt=0, le=1000, description="radius of attacks in L2: deepfool, cw, pgd-20-l2 ...")
     lambdas: Annotated[list[Unit], BeforeValidator(parse_names)] = Field([0.0, 0.2, 0.7, 1.0], min_length=1)
     lambda_thresholds: Annotated[list[LambdaThreshold], BeforeValidator(parse_names)] = Field([0.0, 0.5], min_length=1)
     conditionings: Annotated[list[Conditioning], BeforeValidator(parse_names)] | None = Field(
@@ -247,6 +277,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     method: Method
     sparsity: SparsitySection | None = None
+    regularization: RegularizationSection | None = None
     attack: AttackSection = AttackSection()
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()

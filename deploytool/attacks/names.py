@@ -3,7 +3,7 @@
     fgsm   pgd-K   deepfool   cw   square   apgd-ce   apgd-dlr   apgd-t   fab-t   autoattack   autoattack-rand
 
 K is the number of steps. All but `deepfool` and `cw`, which measure in L2 anyway, are L-infinity attacks, and their
-L2 versions with `-l2` appended: `pgd-20-l2`.
+L2 versions with `-l2` appended: `pgd-20-l2`. Behind a colon follow fields of the budget: `pgd-20:restarts=5,eps=4/255`.
 """
 
 import difflib
@@ -63,6 +63,12 @@ def parse_name(name: str) -> AttackName:
     if stem.startswith("pgd-"):
         return AttackName("pgd", norm, int(stem.removeprefix("pgd-")))
     return AttackName(stem, norm)
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """The name and the options of `pgd-20:restarts=5`; the options are empty where there are none."""
+    name, _, options = str(text).partition(":")
+    return name, options
 
 
 def black_box_names() -> tuple[str, ...]:

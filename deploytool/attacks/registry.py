@@ -1,8 +1,10 @@
 """From a name and a base budget to an attack."""
 
+import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from deploytool.attacks.apgd import Apgd, ApgdTargeted
 from deploytool.attacks.autoattack import AutoAttack
@@ -10,11 +12,14 @@ from deploytool.attacks.carlini import CarliniWagner
 from deploytool.attacks.checks import check_between, check_radius
 from deploytool.attacks.deepfool import DeepFool
 from deploytool.attacks.fab import Fab
-from deploytool.attacks.names import Norm, parse_name
+from deploytool.attacks.names import Norm, parse_name, split_name
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import Attack
 from deploytool.attacks.square import Square
-from deploytool.recipe import AttackSection
+from deploytool.errors import InputError
+from deploytool.recipe import Recipe, parse_fraction
+
+FIXED = ("norm", "targeted", "version")  # the name says them, or `run_attack` needs more than a budget
 
 
 @dataclass(frozen=True)
@@ -43,27 +48,32 @@ class AttackBase:
         return self.eps if norm == "linf" else self.eps_l2
 
 
-def recipe_base(section: AttackSection) -> AttackBase:
-    """The base that a recipe's `attack` section gives."""
-    return AttackBase(section.eps, section.step_size, section.random_start)
+def recipe_base(recipe: Recipe, eps: float | None = None, eps_l2: float | None = None) -> AttackBase:
+    """The base that a recipe gives; another eps than the recipe's takes the step size along, in proportion."""
+    section = recipe.attack
+    radius = section.eps if eps is None else eps
+    check_radius(radius)
+    step_size = section.step_size * radius / section.eps
+    return AttackBase(radius, step_size, section.random_start, recipe.evaluate.eps_l2 if eps_l2 is None else eps_l2)
 
 
 def make_attack(name: str, base: AttackBase) -> Attack:
-    """Make the attack of a name; see `deploytool.attacks.names` for the names.
+    """Make the attack of a name; see `deploytool.attacks.names` for the names and their options.
 
     FGSM is one step of length eps from the image itself (Goodfellow et al. 2015). Budgets that the base does not say
     are those of the attacks' authors where evaluations use them (APGD, FAB, Square, AutoAttack), else the defaults
     of the attacks' classes.
 
     Raises:
-        InputError: no attack has that name; the message holds the nearest one.
+        InputError: no attack has that name, or no such option; the message holds the nearest one.
     """
+    name, options = split_name(name)
     parsed = parse_name(name)
     norm, eps = parsed.norm, base.radius(parsed.norm)
     if parsed.steps is not None:
         share = base.step_size / base.eps if base.eps else 0.0
         step_size = base.step_size if norm == "linf" else share * eps
-        return Pgd(eps, step_size, parsed.steps, base.random_start, norm)
+        return _with_options(Pgd(eps, step_size, parsed.steps, base.random_start, norm), name, options)
     made: dict[str, Attack] = {
         "fgsm": Pgd(eps, eps, 1, random_start=False, norm=norm),
         "deepfool": DeepFool(base.eps_l2),
@@ -76,7 +86,7 @@ def make_attack(name: str, base: AttackBase) -> Attack:
         "autoattack": AutoAttack(eps, norm),
         "autoattack-rand": AutoAttack(eps, norm, "rand"),
     }
-    return made[parsed.kind]
+    return _with_options(made[parsed.kind], name, options)
 
 
 def same_volume(eps: float, shape: Sequence[int]) -> float:
@@ -92,3 +102,32 @@ def same_volume(eps: float, shape: Sequence[int]) -> float:
     """
     d = math.prod(shape)
     return 2 * eps * math.exp(math.lgamma(d / 2 + 1) / d) / math.sqrt(math.pi)
+
+
+def _with_options(attack: Attack, name: str, options: str) -> Attack:
+    """The attack with fields set as in `restarts=5,eps=4/255`."""
+    known = {each.name: getattr(attack, each.name) for each in fields(attack) if each.name not in FIXED}  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, text = (part.strip() for part in option.partition("="))
+        if key not in known or not equals:
+            near = difflib.get_close_matches(key, known, 1)
+            advice = f"did you mean {near[0]}? " if near and key not in known else ""
+            raise InputError(
+                f"attack {name}: option (={option[:40]!r}) must be key=value; {advice}keys: {', '.join(known)}"
+            )
+        chosen[key] = _option(name, key, text, known[key])
+    return replace(attack, **chosen) if chosen else attack  # type: ignore[type-var]
+
+
+def _option(name: str, key: str, text: str, default: Any) -> Any:
+    """An option's value, of the type that its default has."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, str):
+            return text
+        return int(text) if isinstance(default, int) else float(parse_fraction(text))
+    except (ValueError, KeyError):
+        kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number, such as 0.5 or 8/255")
+        raise InputError(f"attack {name}: {key} (={text[:40]!r}) must be {kind}") from None

@@ -2,6 +2,7 @@
 
 import os
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,12 +11,31 @@ from torch import Tensor
 
 from deploytool.attacks.victim import Network
 from deploytool.errors import ArtefactError, InputError
-from deploytool.runtime.artefact import read_onnx
+from deploytool.runtime.artefact import artefact_of, read_onnx
 from deploytool.runtime.network import open_session, run_session
 from deploytool.runtime.session import Session
 from deploytool.runtime.threads import check_threads
 
 MAX_IMAGE_VALUES = 1 << 26
+
+
+def file_network(
+    path: str | os.PathLike[str], lam: float | None = None, width: float | None = None, threads: int | None = None
+) -> Network:
+    """Any ONNX file as a network to attack: one of ours at a setting, or else a foreign one.
+
+    Raises:
+        ArtefactError: the file cannot be read, is damaged, or does not take images.
+        InputError: it does not take this lambda or width.
+    """
+    model = read_onnx(path)
+    if any(prop.key.startswith("deploytool.") for prop in model.metadata_props):
+        session = Session(artefact_of(Path(path), model), threads=threads, background=False)
+        return session_network(session, lam, width)
+    for name, value in (("lambda", lam), ("width", width)):
+        if value is not None:
+            raise InputError(f"{path} is no file of deploytool and takes no {name}; leave --{name} out")
+    return foreign_network(path, threads)
 
 
 def session_network(session: Session, lam: float | None = None, width: float | None = None) -> Network:

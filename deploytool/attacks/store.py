@@ -35,7 +35,7 @@ MAX_BYTES = 8 << 30  # of all arrays together, unpacked
 MAX_RECORD_BYTES = 1 << 20
 ARRAYS = {"image": "<f4", "adversarial": "<f4", "label": "<i8", "fooled": "|b1", "distance": "<f4", "record": "|u1"}
 OPTIONAL = {"target": "<i8"}
-ADVICE = "save it again with save_adversarial"
+ADVICE = "save it again with evaluate --save"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Verification:
     robust_accuracy: float
     recorded_robust_accuracy: float
     same_model: bool | None
+
+    @property
+    def sound(self) -> bool:
+        """Whether the numbers in the file agree with each other, whatever the network."""
+        return not (self.outside_ball or self.outside_unit or self.wrong_distance)
 
     @property
     def holds(self) -> bool:
@@ -220,7 +225,7 @@ def verify(
         wrong_distance=int(off.sum()),
         no_longer_fooled=int((examples.fooled & ~fooled).sum()),
         newly_fooled=int((fooled & ~examples.fooled).sum()),
-        robust_accuracy=float((~(fooled & within)).float().mean()),
+        robust_accuracy=int((~(fooled & within)).sum()) / len(fooled),
         recorded_robust_accuracy=examples.record["robust_accuracy"],
         same_model=None if model_digest is None else model_digest == examples.record["model"],
     )

@@ -11,7 +11,7 @@ from deploytool.cli.base import Commands
 
 COMMANDS = (
     training.train, training.pipeline, training.compare,
-    robustness.evaluate,
+    robustness.evaluate, robustness.verify,
     edge.export, edge.specialize, edge.bench, edge.predict,
     hardware.cost, hardware.calibrate,
     listing.models, listing.schema,

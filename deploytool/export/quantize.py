@@ -29,7 +29,7 @@ from deploytool.attacks.run import attack_batches
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.data.datasets import Images, load_dataset
 from deploytool.errors import ParityError
-from deploytool.evaluation import image_batches
+from deploytool.evaluation.accuracy import image_batches
 from deploytool.export.activations import calibrate, measure
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
@@ -114,7 +114,7 @@ class Quantizer:
             Rows `{lambda, width, clean_accuracy, clean_accuracy_int8, robust_accuracy, robust_accuracy_int8, n}`;
             `lambda` is None where the model takes none.
         """
-        attack = make_attack(ATTACK, recipe_base(self.recipe.attack))
+        attack = make_attack(ATTACK, recipe_base(self.recipe))
         rows = []
         with progress_bar("measuring int8", 2 * len(networks)) as bar:
             for setting, pair in networks.items():

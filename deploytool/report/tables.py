@@ -41,7 +41,24 @@ def accuracy_table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
     if len({setting[-1] for setting in clean}) > 1:
         table = [[f"{setting[-1]:g}", *line] for setting, line in zip(clean, table, strict=True)]
         heads = ["width", *heads]
-    return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True)
+    return tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True) + _budgets(rows)
+
+
+def _budgets(rows: Sequence[Row]) -> str:
+    """A line that says in which ball each attack worked; nothing for rows that do not say."""
+    balls: dict[tuple[str, Any], list[str]] = {}
+    for row in rows:
+        if "norm" in row:
+            names = balls.setdefault((row["norm"], row["eps"]), [])
+            names += [] if row["attack"] in names else [row["attack"]]
+    if not balls:
+        return ""
+    norms = {"linf": "L-inf", "l2": "L2"}
+    parts = [
+        f"{norms[norm]} {'any radius' if eps is None else f'eps {eps:.4g}'}: {', '.join(names)}"
+        for (norm, eps), names in balls.items()
+    ]
+    return f"\n\n{'; '.join(parts)}; {rows[0]['n']} images, seed {rows[0]['seed']}"
 
 
 def comparison_table(rows: Sequence[Row], key: str, tablefmt: str = "simple") -> str:

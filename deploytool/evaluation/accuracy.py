@@ -1,0 +1,172 @@
+"""Rows of accuracies: every attack at every setting."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deploytool.attacks.randomised import redrawn_network
+from deploytool.attacks.registry import AttackBase, make_attack, recipe_base
+from deploytool.attacks.run import BATCH, Attack, AttackResult, attack_batches, batches, budget_of, merge
+from deploytool.data.images import Images
+from deploytool.models.conditional import ConditionalModel, Network
+from deploytool.models.setting import Setting
+from deploytool.progress import progress_bar
+from deploytool.recipe import Recipe
+
+Row = dict[str, Any]
+OnResult = Callable[[str, Setting, AttackResult], None]
+
+
+def evaluate_model(
+    model: ConditionalModel,
+    test: Images,
+    recipe: Recipe,
+    attacks: Sequence[str],
+    settings: Sequence[Setting],
+    base: AttackBase | None = None,
+    on_result: OnResult | None = None,
+) -> list[Row]:
+    """Measure clean and robust accuracy: attacks on exactly the network that answers.
+
+    Settings that amount to the same state (equal noise scale and batch-norm mix) are computed once. Random numbers
+    depend on recipe.seed and the batch alone, so every setting meets the same starts.
+
+    Args:
+        model: on its device.
+        test: the images.
+        recipe: for its seed.
+        attacks: names, see `deploytool.attacks.names`.
+        settings: the knobs.
+        base: budgets' base; the recipe's where None.
+        on_result: given the adversarial examples of each attack and state; they are held in memory for that.
+
+    Returns:
+        Rows `{attack, lambda, lambda_threshold, conditioning, noise, width, clean_accuracy, robust_accuracy, n, norm,
+        eps, seed, budget, found_by, median_distance}` in the order settings within attacks; accuracies in [0, 1];
+        `lambda` is None where the method has none, `lambda_threshold` None where it is not used; see `attack_columns`.
+
+    Raises:
+        InputError: no attack has such a name, or a budget is out of range.
+    """
+    device = next(model.parameters()).device
+    plans = {name: make_attack(name, base or recipe_base(recipe)) for name in attacks}
+    states = {model.knobs(setting): setting for setting in settings}
+    columns: dict[Any, Row] = {}
+    with progress_bar("evaluating", len(states) * (1 + len(plans)) * -(-len(test) // BATCH)) as bar:
+        for key, setting in states.items():
+            with answering(model, setting, recipe.seed) as network:
+                clean = clean_accuracy(network, test, device, bar.advance)
+                for name, attack in plans.items():
+                    results = attacked(network, test, attack, recipe.seed, name, device)
+                    kept = []
+                    for result in noted(results, bar.advance, f"{name} {_label(model, setting)}"):
+                        kept.append(result if on_result else without_images(result))
+                    whole = merge(kept)
+                    if on_result is not None:
+                        on_result(name, setting, whole)
+                    columns[key, name] = {"clean_accuracy": clean, **attack_columns(whole, attack)}
+    return [
+        {"attack": name, **setting_columns(model, setting), **columns[model.knobs(setting), name]}
+        for name in attacks
+        for setting in settings
+    ]
+
+
+def setting_columns(model: ConditionalModel, setting: Setting) -> Row:
+    """The part of a row that says at which setting; None for knobs that the model does not have."""
+    conditional = model.is_conditional
+    return {
+        "lambda": setting.lam if conditional else None,
+        "lambda_threshold": setting.lambda_threshold if conditional and setting.conditioning == "switch" else None,
+        "conditioning": setting.conditioning if conditional else None,
+        "noise": setting.noise if conditional else None,
+        "width": setting.width,
+    }
+
+
+def attack_columns(result: AttackResult, attack: Attack) -> Row:
+    """The part of a row that says what an attack did, and with which budget.
+
+    `found_by`, of AutoAttack, is the number of images that each member fooled; `median_distance`, of attacks that look
+    for the smallest perturbation, the median norm over all images, None where more than half withstood at any norm.
+    """
+    median = float(result.smallest.median()) if result.minimal else float("inf")
+    return {
+        "robust_accuracy": result.robust_accuracy(),
+        "n": len(result),
+        "norm": attack.norm,
+        "eps": attack.eps,
+        "seed": result.record["seed"],
+        "budget": budget_of(attack),
+        "found_by": result.found_by,
+        "median_distance": median if median < float("inf") else None,
+    }
+
+
+@contextmanager
+def answering(model: ConditionalModel, setting: Setting, seed: int) -> Iterator[Network]:
+    """The network of a setting, as it answers: with redrawn noise, of a new draw for every batch."""
+    if setting.noise == "redrawn" and setting.noise_scale:
+        device = next(model.parameters()).device
+        yield redrawn_network(model, setting, torch.Generator(device).manual_seed(seed))
+        return
+    with model.network(setting) as network:
+        yield network
+
+
+@torch.no_grad()
+def clean_accuracy(
+    network: Network, test: Images, device: torch.device | str = "cpu", on_batch: Callable[[str], object] = str
+) -> float:
+    """Share of images that a network gets right, in [0, 1]."""
+    correct = 0
+    for image, label in image_batches(test, device):
+        correct += int((network(image).argmax(1) == label).sum())
+        on_batch("clean")
+    return correct / len(test)
+
+
+def attacked(
+    network: Network, test: Images, attack: Attack, seed: int, name: str, device: torch.device | str = "cpu"
+) -> Iterator[AttackResult]:
+    """Attack all images batch by batch."""
+    parts = ((image, label, None) for image, label in image_batches(test, device))
+    return attack_batches(network, parts, attack, seed, name)
+
+
+def noted(results: Iterator[AttackResult], advance: Callable[[str], object], note: str) -> Iterator[AttackResult]:
+    """Pass results on, with one step of a progress bar for each."""
+    for result in results:
+        advance(note)
+        yield result
+
+
+def image_batches(test: Images, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (image (B, C, H, W), label (B,)) of all images, on a device."""
+    for rows in batches(len(test), BATCH):
+        image, label = test.batch(rows)
+        yield image.to(device), label.to(device)
+
+
+def without_images(result: AttackResult) -> AttackResult:
+    """A result whose images are dropped, so that memory does not grow with their number."""
+    return replace(result, image=result.image[:0])
+
+
+def _label(model: ConditionalModel, setting: Setting) -> str:
+    return f"lambda {setting.lam:g}" if model.is_conditional else ""
+
+
+def setting_of(columns: Mapping[str, Any]) -> Setting:
+    """The setting that `setting_columns` describes."""
+    return Setting(
+        columns["lambda"] or 0.0,
+        columns["lambda_threshold"] or 0.0,
+        columns["conditioning"] or "switch",
+        columns["noise"] or "none",
+        columns["width"],
+    )
