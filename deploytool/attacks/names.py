@@ -4,6 +4,7 @@
 
 K is the number of steps. All but `deepfool` and `cw`, which measure in L2 anyway, are L-infinity attacks, and their
 L2 versions with `-l2` appended: `pgd-20-l2`. Behind a colon follow fields of the budget: `pgd-20:restarts=5,eps=4/255`.
+PGD, Square and Carlini-Wagner are targeted with `pgd-20:target=random`, `next` (class) or `least-likely`.
 """
 
 import difflib

@@ -16,6 +16,7 @@ from deploytool.attacks.names import Norm, parse_name, split_name
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import Attack
 from deploytool.attacks.square import Square
+from deploytool.attacks.targets import RULES, TargetRule
 from deploytool.errors import InputError
 from deploytool.recipe import Recipe, parse_fraction
 
@@ -89,6 +90,21 @@ def make_attack(name: str, base: AttackBase) -> Attack:
     return _with_options(made[parsed.kind], name, options)
 
 
+def target_rule(name: str) -> TargetRule | None:
+    """The rule of `pgd-20:target=random`; None for an attack without target.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    for option in split_name(name)[1].split(","):
+        key, _, value = (part.strip() for part in option.partition("="))
+        if key == "target":
+            if value not in RULES:
+                raise InputError(f"attack {name[:60]}: target (={value[:40]!r}) must be {', '.join(RULES)}")
+            return value
+    return None
+
+
 def same_volume(eps: float, shape: Sequence[int]) -> float:
     """The radius of the L2 ball that has the volume of an L-infinity ball.
 
@@ -107,6 +123,8 @@ def same_volume(eps: float, shape: Sequence[int]) -> float:
 def _with_options(attack: Attack, name: str, options: str) -> Attack:
     """The attack with fields set as in `restarts=5,eps=4/255`."""
     known = {each.name: getattr(attack, each.name) for each in fields(attack) if each.name not in FIXED}  # type: ignore[arg-type]
+    if any(each.name == "targeted" for each in fields(attack)):  # type: ignore[arg-type]
+        known["target"] = "random"
     chosen: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         key, equals, text = (part.strip() for part in option.partition("="))
@@ -116,7 +134,11 @@ def _with_options(attack: Attack, name: str, options: str) -> Attack:
             raise InputError(
                 f"attack {name}: option (={option[:40]!r}) must be key=value; {advice}keys: {', '.join(known)}"
             )
-        chosen[key] = _option(name, key, text, known[key])
+        if key == "target":
+            key, value = "targeted", target_rule(f"{name}:{option}") is not None
+        else:
+            value = _option(name, key, text, known[key])
+        chosen[key] = value
     return replace(attack, **chosen) if chosen else attack  # type: ignore[type-var]
 
 

@@ -62,6 +62,7 @@ class AttackResult:
     Attributes:
         image: (N, C, H, W) float32 in [0, 1]; where nothing was found, the attack's last attempt or the image itself.
         fooled: (N,) bool, the network fails on `image` (or names the target): checked in a pass of its own.
+        correct: (N,) bool, the network names the label of `image` in that pass; of an untargeted attack, not `fooled`.
         distance: (N,) float32, the norm of each perturbation.
         norm: of `distance`.
         eps: the radius of the budget; None: any distance counts.
@@ -70,10 +71,12 @@ class AttackResult:
         backwards: images for which a gradient of one number was computed.
         found_by: of attacks that try others in turn: each one's name, and how many images it fooled.
         record: attack, budget, seed, batch size and device, as plain values for a JSON document.
+        target: (N,) int64, of a targeted attack.
     """
 
     image: Tensor
     fooled: Tensor
+    correct: Tensor
     distance: Tensor
     norm: Norm
     eps: float | None
@@ -82,6 +85,7 @@ class AttackResult:
     backwards: int
     found_by: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    target: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.fooled)
@@ -194,9 +198,11 @@ def attack_batches(
             "device": image.device.type,
             "torch": torch.__version__,
         }
+        logits = victim.logits(found.image)
         yield AttackResult(
             found.image,
-            goal.reached(victim.logits(found.image)),
+            goal.reached(logits),
+            logits.argmax(1) == label,
             distance(found.image - image, attack.norm),
             attack.norm,
             attack.eps,
@@ -205,6 +211,7 @@ def attack_batches(
             victim.backwards,
             found.by,
             record,
+            target,
         )
         first += len(image)
 
@@ -219,11 +226,13 @@ def merge(results: Sequence[AttackResult]) -> AttackResult:
         first,
         image=torch.cat([result.image for result in results]),
         fooled=torch.cat([result.fooled for result in results]),
+        correct=torch.cat([result.correct for result in results]),
         distance=torch.cat([result.distance for result in results]),
         forwards=sum(result.forwards for result in results),
         backwards=sum(result.backwards for result in results),
         found_by=dict(found_by),
         record={**first.record, "images": sum(map(len, results))},
+        target=None if first.target is None else torch.cat([r.target for r in results if r.target is not None]),
     )
 
 

@@ -112,7 +112,6 @@ def save_adversarial(
     image: Tensor,
     label: Tensor,
     model_digest: str,
-    target: Tensor | None = None,
 ) -> None:
     """Write an attack's result; the file appears whole or not at all.
 
@@ -122,17 +121,14 @@ def save_adversarial(
         image: (N, C, H, W) float32 in [0, 1], the images as they were.
         label: (N,) int64.
         model_digest: of the network attacked: `state_digest` or `file_digest`.
-        target: (N,) int64, of a targeted attack.
 
     Raises:
-        InputError: the images are not those of the result, or targets are missing or not wanted.
+        InputError: the images are not those of the result.
         OSError: the file cannot be written.
     """
     check_images(image, label)
     if image.shape != result.image.shape:
         raise InputError(f"image has shape {tuple(image.shape)}, the result {tuple(result.image.shape)}; they differ")
-    if (target is not None) != bool(result.record.get("targeted")):
-        raise InputError("target must be given for a targeted attack, and for no other")
     record = {
         **result.record,
         "format": FORMAT,
@@ -151,7 +147,7 @@ def save_adversarial(
         "label": label,
         "fooled": result.fooled,
         "distance": result.distance,
-        **({} if target is None else {"target": target}),
+        **({} if result.target is None else {"target": result.target}),
     }
     text = json.dumps(record, allow_nan=False).encode()
     with atomic_path(path) as aside, aside.open("wb") as file:

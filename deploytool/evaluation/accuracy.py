@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from deploytool.attacks.randomised import redrawn_network
-from deploytool.attacks.registry import AttackBase, make_attack, recipe_base
+from deploytool.attacks.registry import AttackBase, make_attack, recipe_base, target_rule
 from deploytool.attacks.run import BATCH, Attack, AttackResult, attack_batches, batches, budget_of, merge
+from deploytool.attacks.targets import with_targets
 from deploytool.data.images import Images
 from deploytool.models.conditional import ConditionalModel, Network
 from deploytool.models.setting import Setting
@@ -46,8 +47,9 @@ def evaluate_model(
 
     Returns:
         Rows `{attack, lambda, lambda_threshold, conditioning, noise, width, clean_accuracy, robust_accuracy, n, norm,
-        eps, seed, budget, found_by, median_distance}` in the order settings within attacks; accuracies in [0, 1];
-        `lambda` is None where the method has none, `lambda_threshold` None where it is not used; see `attack_columns`.
+        eps, seed, budget, target_rate, found_by, median_distance}` in the order settings within attacks; accuracies in
+        [0, 1]; `lambda` is None where the method has none, `lambda_threshold` None where it is not used; see
+        `attack_columns`.
 
     Raises:
         InputError: no attack has such a name, or a budget is out of range.
@@ -91,12 +93,16 @@ def setting_columns(model: ConditionalModel, setting: Setting) -> Row:
 def attack_columns(result: AttackResult, attack: Attack) -> Row:
     """The part of a row that says what an attack did, and with which budget.
 
-    `found_by`, of AutoAttack, is the number of images that each member fooled; `median_distance`, of attacks that look
-    for the smallest perturbation, the median norm over all images, None where more than half withstood at any norm.
+    Under a targeted attack `robust_accuracy` is the share of images that keep their label, and `target_rate` the share
+    that reach the target; else that is None. `found_by`, of AutoAttack, is the number of images that each member
+    fooled; `median_distance`, of attacks that look for the smallest perturbation, the median norm over all images, None
+    where more than half withstood at any norm.
     """
     median = float(result.smallest.median()) if result.minimal else float("inf")
+    targeted = attack.targeted
     return {
-        "robust_accuracy": result.robust_accuracy(),
+        "robust_accuracy": int(result.correct.sum()) / len(result) if targeted else result.robust_accuracy(),
+        "target_rate": int(result.fooled.sum()) / len(result) if targeted else None,
         "n": len(result),
         "norm": attack.norm,
         "eps": attack.eps,
@@ -134,7 +140,7 @@ def attacked(
     network: Network, test: Images, attack: Attack, seed: int, name: str, device: torch.device | str = "cpu"
 ) -> Iterator[AttackResult]:
     """Attack all images batch by batch."""
-    parts = ((image, label, None) for image, label in image_batches(test, device))
+    parts = with_targets(network, image_batches(test, device), target_rule(name), seed)
     return attack_batches(network, parts, attack, seed, name)
 
 

@@ -26,7 +26,7 @@ def row(attack: str, robust: float, **changes: Any) -> dict[str, Any]:
     return {
         "attack": attack, "lambda": None, "lambda_threshold": None, "conditioning": None, "noise": None, "width": 1.0,
         "clean_accuracy": 0.9, "robust_accuracy": robust, "n": 1000, "norm": "linf", "eps": 0.1, "seed": 0,
-        "budget": {}, "found_by": {}, "median_distance": None, **changes,
+        "budget": {}, "target_rate": None, "found_by": {}, "median_distance": None, **changes,
     }  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def checks(rows: list[dict[str, Any]]) -> list[str]:
         ([row("autoattack", 0.3, found_by={"apgd-ce": 500, "square": 4})], []),
         ([row("fgsm", 0.4), row("pgd-20", 0.5)], ["one-step-beats-many"]),
         ([row("fgsm", 0.5), row("pgd-20", 0.4)], []),
+        ([row("fgsm", 0.4), row("pgd-20:target=next", 0.5, target_rate=0.3)], []),  # it wants one class alone
         ([row("pgd-1:restarts=5", 0.4), row("pgd-20", 0.5)], ["one-step-beats-many", "more-steps-do-worse"]),
         ([row("pgd-7", 0.4), row("pgd-20", 0.5)], ["more-steps-do-worse"]),
         ([row("pgd-7", 0.5, **{"lambda": 0.0}), row("pgd-20", 0.6, **{"lambda": 1.0})], []),  # two settings
