@@ -15,6 +15,7 @@ EXTRAS = {
         "sklearn",
         "tensorboard",
         "matplotlib",
+        "captum",
     ),
 }
 

@@ -52,7 +52,7 @@ def tradeoff_figure(rows: Sequence[dict[str, Any]], key: str, attack: str, alpha
     axes.tick_params(axis="x", rotation=30)
     if shown:
         axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def sweep_figure(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
@@ -108,7 +108,7 @@ def sweep_figure(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
     axes.set_title(title.replace("; ", "\n"), fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _tradeoff_panel(panel: Any, rows: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
@@ -155,7 +155,7 @@ def _place(lam: float | None, beside: Sequence[float]) -> float:
     return beside.index(lam) - (len(beside) - 1) / 2 if beside and lam is not None else 0.0
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write PNG and SVG, each whole or not at all."""
     for suffix in (".png", ".svg"):
         with atomic_path(path.with_suffix(suffix)) as aside:
