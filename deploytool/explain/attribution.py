@@ -51,8 +51,9 @@ def sliding_patch(
     `stride` further right and down until the image is covered; where (H - size) or (W - size) is no multiple of the
     stride, the last patches are cut off at the border. All channels are hidden at once.
 
-    The probability is taken in float64: at p = 1 - 1e-8, float32 would leave of the map nothing but rounding.
-    Differences that float32 arithmetic in the network explains are set to 0.
+    The difference is taken between the probabilities of all other classes, 1 - p_t, summed: a confident network has
+    p_t = 1 - 1e-8, of which rounding would leave no map. Differences that float32 arithmetic in the network explains
+    are set to 0.
 
     Args:
         network: in evaluation mode, image -> logits (N, K).
@@ -75,22 +76,22 @@ def sliding_patch(
     check_patch(size, stride, image)
     check_between("fill", fill, 0, 1)
     channels = image.shape[1]
-    occlusion = Occlusion(lambda hidden: network(hidden).double().softmax(1))
+    occlusion = Occlusion(lambda hidden, classes: -_doubt(network(hidden), classes))
     maps = []
     for part, classes in _parts(image, target):
         logits = _answer(network, part, classes)
-        probability = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+        doubt = _doubt(logits, classes)
         found = occlusion.attribute(
             part,
             sliding_window_shapes=(channels, size, size),
             strides=(channels, stride, stride),
             baselines=float(fill),
-            target=classes,
+            additional_forward_args=classes,
             perturbations_per_eval=max(1, _rows(image) // len(part)),
         )[:, 0]
-        noise = ROUNDING * logits.abs().amax(1) * probability * (1 - probability)
-        maps.append(found.where(found.abs() > noise[:, None, None], 0.0))
-    return _finite(torch.cat(maps))
+        noise = ROUNDING * logits.abs().amax(1) * doubt * (1 - doubt)
+        maps.append(_finite(found).where(found.abs() > noise[:, None, None], 0.0))
+    return torch.cat(maps)
 
 
 def grad_cam(network: nn.Module, image: Tensor, target: Tensor, layer: str | None = None) -> Tensor:
@@ -142,7 +143,7 @@ def check_patch(size: int, stride: int, image: Tensor) -> None:
 
 @torch.no_grad()
 def _answer(network: nn.Module, image: Tensor, target: Tensor | None = None) -> Tensor:
-    """The logits (N, K), float64, of a network that is what its callers need."""
+    """The logits (N, K) of a network that is what its callers need."""
     if network.training:
         raise InputError("the network is in training mode, where answers depend on the batch; call network.eval()")
     logits = network(image)
@@ -151,7 +152,12 @@ def _answer(network: nn.Module, image: Tensor, target: Tensor | None = None) -> 
         raise InputError(f"the network answers {found} to {len(image)} images; expected logits (N, K)")
     if target is not None:
         check_classes(target, logits.shape[1], "target")
-    return _finite(logits).double()
+    return _finite(logits)
+
+
+def _doubt(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - p_t (N,), exact to the last digit however close p_t is to 1."""
+    return logits.softmax(1).scatter(1, target[:, None], 0.0).sum(1)
 
 
 def _finite(answer: Tensor) -> Tensor:
