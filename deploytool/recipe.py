@@ -268,6 +268,35 @@ class PipelineSection(Section):
     compare: CompareSection | None = None
 
 
+def _paper_regularizations() -> dict[str, RegularizationSection]:
+    return {
+        "base": RegularizationSection(),
+        "L1": RegularizationSection(kernel="l1"),
+        "L2": RegularizationSection(kernel="l2"),
+        "elastic net": RegularizationSection(kernel="elastic-net"),
+    }
+
+
+class RobustnessSection(Section):
+    """What `robustness` trains, attacks and explains (paper 2, Tables 1 and 2, Fig. 1)."""
+
+    archs: Annotated[list[str], BeforeValidator(parse_names)] | None = Field(
+        None, min_length=1, description="backbones; null: model.arch alone"
+    )
+    regularizations: dict[Annotated[str, Field(min_length=1, max_length=40)], RegularizationSection] = Field(
+        default_factory=_paper_regularizations, min_length=1, description="by name; factor 0.01 is the paper's"
+    )
+    attacks: Annotated[list[AttackName], BeforeValidator(parse_names)] = Field(
+        ["deepfool", "fgsm", "pgd-20:target=random"], min_length=1, description="the paper's PGD is targeted"
+    )
+    train_images: int = Field(5000, ge=0, description="training images attacked, by each attack, for retraining")
+    retrain_epochs: int = Field(10, ge=1, le=100000, description="epochs on the training set with them")
+    stability_images: int = Field(1000, ge=0, description="test images whose attribution maps are compared; 0: none")
+    activations: Annotated[list[float], BeforeValidator(parse_names)] = Field(
+        [0.0, 1e-7, 1e-6, 1e-5, 1e-4], description="eq. 5's lambdas for the single-layer CNN of Fig. 1; may be empty"
+    )
+
+
 class Recipe(Section):
     """A whole recipe; every field has a working default but `method`."""
 
@@ -282,6 +311,7 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()
     pipeline: PipelineSection = PipelineSection()
+    robustness: RobustnessSection = Field(default_factory=RobustnessSection)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":

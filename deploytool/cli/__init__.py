@@ -11,7 +11,7 @@ from deploytool.cli.base import Commands
 
 COMMANDS = (
     training.train, training.pipeline, training.compare,
-    robustness.evaluate, robustness.verify,
+    robustness.evaluate, robustness.verify, robustness.robustness,
     explain.stability,
     edge.export, edge.specialize, edge.bench, edge.predict,
     hardware.cost, hardware.calibrate,

@@ -1,4 +1,4 @@
-"""Commands that measure robustness: `evaluate`, `verify`."""
+"""Commands that measure robustness: `evaluate`, `verify`, `robustness`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,12 @@ import click
 
 from deploytool.cli.base import (
     CONDITIONINGS,
+    CountList,
     NumberList,
     device_option,
     emit,
     json_option,
+    set_option,
     threads_option,
 )
 from deploytool.errors import InputError
@@ -133,6 +135,46 @@ def verify(examples: Path, target: Path, lam: float | None, width: float | None,
     emit(document, as_json, lambda: key_values(document))
     if not result.sound or (result.same_model and not result.holds):
         raise InputError(f"{examples}: what it says does not hold; attack again with evaluate --save")
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder; runs/NAME-robustness by default.")
+@click.option("--seeds", type=CountList(), default="0", show_default=True, help="Train once for each.")
+@set_option
+@device_option
+@threads_option
+@json_option
+def robustness(
+    recipe: Path,
+    output: Path | None,
+    seeds: tuple[int, ...],
+    overrides: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare regularisations on RECIPE: accuracy under attack, stability of attribution, density (paper 2).
+
+    Trains every backbone with every penalty, attacks it, retrains it on the attacked images and attacks it again. An
+    interrupted study goes on where it stopped.
+    """
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.device import choose_device, use_threads
+    from deploytool.recipe import load_recipe
+    from deploytool.report.robustness import render, write_robustness
+    from deploytool.robustness import robustness as study
+
+    if any(seed < 0 for seed in seeds):
+        raise click.UsageError("--seeds takes whole numbers from 0 up, as in 0,1,2")
+    loaded = load_recipe(recipe, overrides)
+    use_threads(threads)
+    folder = output or Path("runs") / f"{loaded.name}-robustness"
+    result = study(loaded, folder, seeds, choose_device(device), announce=lambda line: click.echo(line, err=True))
+    files = write_robustness(result, folder)
+    emit({**result, "files": files}, as_json, lambda: render(result) + f"\n\nwritten to {', '.join(files.values())}")
 
 
 def _radius(name: str, text: str | None) -> float | None:

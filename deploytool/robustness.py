@@ -1,0 +1,285 @@
+"""`robustness`: what sparse regularisation does to robustness and attribution (paper 2, Tables 1 and 2, Figs. 1 and 2).
+
+For every backbone, regularisation and seed, in FOLDER/ARCH-REGULARISATION-seedS/:
+
+    first/         trained with the regularisation
+    adversarial/   training and test images, attacked on `first`
+    retrained/     `first`, trained on with those training images added (section 4.2: adversarial retraining)
+    record.json    what was measured; a unit that has it is not computed again
+
+The paper's text leaves open whether Table 1 shows the retrained network on images attacked before it was retrained, or
+attacked anew. Both are measured: `saved`, those kept in `adversarial/`, which is what retraining has seen the like of,
+and `white_box`, the accuracy under the attack on the retrained network itself, which is what robustness means today.
+
+Reference: D. Schwartz, Y. Alparslan, E. Kim, Regularization and sparsity for adversarial robustness and stable
+attribution, sections 4.1 to 4.3.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deploytool.atomic import write_json
+from deploytool.attacks.store import load_adversarial
+from deploytool.data.datasets import load_dataset
+from deploytool.data.images import Dataset, Images
+from deploytool.errors import RecipeError
+from deploytool.evaluation import deployed, evaluate
+from deploytool.evaluation.accuracy import clean_accuracy
+from deploytool.explain.study import Plan, stability
+from deploytool.models.factory import recipe_setting
+from deploytool.models.registry import build_backbone
+from deploytool.models.setting import Setting
+from deploytool.recipe import Recipe, make_recipe
+from deploytool.training.density import density_metrics
+from deploytool.training.loop import train
+from deploytool.training.run import Run, checkpoint_path, load_run
+
+Row = dict[str, Any]
+Announce = Callable[[str], None]
+
+SINGLE = "single-layer-cnn"
+
+
+def robustness(
+    recipe: Recipe,
+    folder: Path,
+    seeds: Sequence[int] = (0,),
+    device: str = "cpu",
+    announce: Announce = lambda line: None,
+) -> Row:
+    """Train, attack, retrain, attack again and explain; an interrupted study goes on where it stopped.
+
+    Args:
+        recipe: images, method, optimiser, and the section `robustness`.
+        folder: to write to.
+        seeds: every unit is trained once for each.
+        device: torch device.
+        announce: told one line per unit.
+
+    Returns:
+        `rows`, one per backbone, regularisation and attack; `networks`, one per backbone and regularisation, with clean
+        accuracies and densities; `stability`, one per backbone, regularisation and change; `densities`, one per lambda
+        of eq. 5; `warnings` of the honesty checks; and the conditions. Figures are means over the seeds, with `_std`
+        beside them, which is None for one seed.
+
+    Raises:
+        RecipeError: a backbone is unknown. DataError: the data set cannot be loaded.
+    """
+    section = recipe.robustness
+    archs = section.archs or [recipe.model.arch]
+    data = load_dataset(recipe.data)
+    for arch in archs:
+        build_backbone(arch, data.info)  # refuses before anything is trained
+    if recipe.model.weights is not None and archs != [recipe.model.arch]:
+        raise RecipeError("robustness.archs must be left out where model.weights is given: they fit model.arch alone")
+    units = []
+    for arch in archs:
+        for name in section.regularizations:
+            for seed in seeds:
+                announce(f"{arch}, {name}, seed {seed} ...")
+                units.append(_unit(_variant(recipe, arch, name, seed), name, data, folder, device))
+    dense = []
+    for lam in section.activations:
+        for seed in seeds:
+            announce(f"{SINGLE}, activation lambda {lam:g}, seed {seed} ...")
+            dense.append(_dense(_sparse_coding(recipe, lam, seed), data, folder, device))
+    test = data.test.head(recipe.evaluate.images)
+    return {
+        "recipe": recipe.name,
+        "data": recipe.data.name,
+        "n": len(test),
+        "train_n": len(data.train),
+        "train_images": min(section.train_images, len(data.train)),
+        "epochs": recipe.optimizer.epochs,
+        "retrain_epochs": section.retrain_epochs,
+        "seeds": list(seeds),
+        "device": device,
+        "torch": torch.__version__,
+        "rows": means([row for unit in units for row in unit["rows"]], ("arch", "regularization", "attack")),
+        "networks": means([unit["network"] for unit in units], ("arch", "regularization")),
+        "stability": means(
+            [row for unit in units for row in unit["stability"]], ("arch", "regularization", "attribution")
+        ),
+        "densities": means(dense, ("activation",)),
+        "warnings": [warning for unit in units for warning in unit["warnings"]],
+    }
+
+
+def _variant(recipe: Recipe, arch: str, name: str, seed: int) -> Recipe:
+    """The recipe of one backbone, regularisation and seed."""
+    penalty = recipe.robustness.regularizations[name].model_dump(mode="json")
+    document = recipe.model_dump(mode="json", by_alias=True) | {"regularization": penalty, "seed": seed}
+    document["model"]["arch"] = arch
+    return make_recipe(document)
+
+
+def _sparse_coding(recipe: Recipe, lam: float, seed: int) -> Recipe:
+    """The single-layer CNN of Fig. 1 at one lambda of eq. 5, trained plainly."""
+    document = recipe.model_dump(mode="json", by_alias=True)
+    document |= {"regularization": {"activation": lam}, "seed": seed, "method": {"name": "standard"}, "sparsity": None}
+    document["model"] = {"arch": SINGLE}
+    document["data"]["adversarial"] = []
+    return make_recipe(document)
+
+
+def _unit(recipe: Recipe, name: str, data: Dataset, folder: Path, device: str) -> Row:
+    """Everything about one backbone, regularisation and seed."""
+    place = folder / _slug(f"{recipe.model.arch}-{name}-seed{recipe.seed}")
+    record = _read(place / "record.json", recipe)
+    if record is not None:
+        return record
+    first = _trained(recipe, place / "first", device)
+    setting = deployed(recipe_setting(recipe))
+    section, where = recipe.robustness, {"arch": recipe.model.arch, "regularization": name}
+    before = _attack(
+        first, setting, section.attacks, place / "adversarial" / "test", "test", recipe.evaluate.images, device
+    )
+    document = recipe.model_dump(mode="json", by_alias=True)
+    if section.train_images:
+        kept = _attack(
+            first, setting, section.attacks, place / "adversarial" / "train", "train", section.train_images, device
+        )
+        document["data"]["adversarial"] += [row["file"] for row in kept]
+    document["model"] |= {"weights": str(place / "first")}
+    document["optimizer"]["epochs"] = section.retrain_epochs
+    retrained = _trained(make_recipe(document), place / "retrained", device)
+    after = evaluate(retrained, section.attacks, [setting], device=device)
+    test = data.test.head(recipe.evaluate.images)
+    rows = []
+    for old, new in zip(before, after.rows, strict=True):
+        rows.append({
+            **where,
+            "attack": new["attack"],
+            "norm": new["norm"],
+            "eps": new["eps"],
+            "before": old["robust_accuracy"],
+            "saved": _accuracy_on(retrained, setting, old["file"], device),
+            "white_box": new["robust_accuracy"],
+        })  # fmt: skip
+    result = {
+        "recipe": _key(recipe),
+        "rows": rows,
+        "network": {
+            **where,
+            "clean": before[0]["clean_accuracy"],
+            "clean_retrained": after.rows[0]["clean_accuracy"],
+            **_sparsity(first, test),
+        },
+        "stability": [{**where, **row} for row in _stability(first, setting, device)],
+        "warnings": [f"{recipe.model.arch}, {name}: {finding.message}" for finding in after.findings],
+    }
+    write_json(place / "record.json", result)
+    return result
+
+
+def _dense(recipe: Recipe, data: Dataset, folder: Path, device: str) -> Row:
+    """One lambda of Fig. 1."""
+    assert recipe.regularization is not None
+    lam = recipe.regularization.activation
+    place = folder / _slug(f"{SINGLE}-activation-{lam:g}-seed{recipe.seed}")
+    record = _read(place / "record.json", recipe)
+    if record is not None:
+        return record
+    run = _trained(recipe, place / "first", device)
+    test = data.test.head(recipe.evaluate.images)
+    with run.model.to(device).network(Setting()) as network:
+        accuracy = clean_accuracy(network, test, device)
+    result = {
+        "recipe": _key(recipe),
+        "activation": lam,
+        "train_accuracy": run.checkpoint.history[-1]["train_clean_accuracy"],
+        "test_accuracy": accuracy,
+        "density": _sparsity(run, test)["activity_ratio"],
+    }
+    write_json(place / "record.json", result)
+    return result
+
+
+def _trained(recipe: Recipe, place: Path, device: str) -> Run:
+    """The run in a folder, trained to its end."""
+    if checkpoint_path(place).exists():
+        run = load_run(place)
+        if run.recipe.digest() == recipe.digest() and run.checkpoint.epochs == recipe.optimizer.epochs:
+            return run
+    train(recipe, place, resume=place.exists(), device=device)
+    return load_run(place)
+
+
+def _attack(
+    run: Run, setting: Setting, attacks: Sequence[str], place: Path, split: Any, images: int | None, device: str
+) -> list[Row]:
+    """Evaluation rows of attacks whose adversarial images are kept; read back where they were made before."""
+    file = place / "rows.json"
+    if file.exists():
+        rows: list[Row] = json.loads(file.read_text(encoding="utf-8"))
+        return rows
+    rows = evaluate(run, attacks, [setting], images, device, save=place, split=split, checks=False).rows
+    write_json(file, rows)
+    return rows
+
+
+def _accuracy_on(run: Run, setting: Setting, file: str, device: str) -> float:
+    """Share of the adversarial images of a file that a run gets right, in [0, 1], at whatever distance they are."""
+    examples = load_adversarial(file)
+    with run.model.to(device).network(setting) as network:
+        return clean_accuracy(network, Images(examples.adversarial, examples.label), device)
+
+
+def _sparsity(run: Run, test: Images) -> Row:
+    metrics = density_metrics(run.model, test)
+    return {key: metrics[key] for key in ("activity_ratio", "zero_weights", "near_zero_weights")}
+
+
+def _stability(run: Run, setting: Setting, device: str) -> list[Row]:
+    """Table 2: how far the maps move, for patches of 4 and of 2 pixels, and under a blur of sigma 0.5."""
+    count = run.recipe.robustness.stability_images
+    if not count:
+        return []
+    keys = ("attribution", "change", "ssd_mean", "ssd_std", "ssd_unrelated_mean", "constant_maps", "n")
+    return [{key: row[key] for key in keys} for row in stability(run, Plan(images=count), [setting], device)["rows"]]
+
+
+def means(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
+    """Rows of equal keys as one: numbers become their mean, with the standard deviation over seeds as NAME_std.
+
+    `n`, `eps` and text stay as they are; the deviation is None where there is one row.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    merged = []
+    for group in groups.values():
+        line = dict(group[0])
+        line.pop("recipe", None)
+        for name in [name for name, value in line.items() if isinstance(value, float) and name not in (*keys, "eps")]:
+            values = [row[name] for row in group]
+            line[name] = float(np.mean(values))
+            line[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        merged.append(line)
+    return merged
+
+
+def _read(file: Path, recipe: Recipe) -> Row | None:
+    """What a finished unit found, where it is of this recipe."""
+    try:
+        record: Row = json.loads(file.read_text(encoding="utf-8"))
+        return record if record["recipe"] == _key(recipe) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _key(recipe: Recipe) -> str:
+    """Digest of what a unit depends on: the other regularisations and backbones of the study are none of it."""
+    document = recipe.model_dump(mode="json", by_alias=True)
+    document["robustness"] |= {"archs": None, "regularizations": None, "activations": None}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in text)
