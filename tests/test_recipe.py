@@ -18,7 +18,10 @@ from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe, StandardMethod, 
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALLEST = "name: x\nmethod: {name: float}\n"
-SECTIONS = {"name", "seed", "data", "model", "method", "sparsity", "attack", "optimizer", "evaluate", "pipeline"}
+SECTIONS = {
+    "name", "seed", "data", "model", "method", "sparsity", "regularization", "attack", "optimizer", "evaluate",
+    "pipeline",
+}  # fmt: skip
 
 shipped = pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 
@@ -124,10 +127,20 @@ recipes = st.fixed_dictionaries(
         "optimizer": st.fixed_dictionaries(
             {},
             optional={
-                "epochs": st.integers(1, 100000),
+                "epochs": st.integers(0, 100000),
                 "lr": st.floats(1e-9, 100),
                 "momentum": st.floats(0, 1, exclude_min=True, exclude_max=True),
                 "weight_decay": st.floats(0, 1),
+            },
+        ),
+        "regularization": st.none()
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "kernel": st.sampled_from(["l1", "l2", "elastic-net", None]),
+                "factor": st.floats(0, 1e6),
+                "alpha": st.floats(0, 1),
+                "activation": st.floats(0, 1e6),
             },
         ),
         "evaluate": st.fixed_dictionaries(
@@ -179,6 +192,10 @@ def test_the_name_of_the_method_picks_its_section(name: str, kind: type) -> None
         ("method.lambda_treshold", "lambda_threshold"),
         ("attack.stepsize", "step_size"),
         ("optimizer.weight-decay", "weight_decay"),
+        ("regularisation", "regularization"),
+        ("regularization.kernels", "kernel"),
+        ("model.weight", "weights"),
+        ("data.adversarials", "adversarial"),
         ("evaluate.attack", "attacks"),
         ("pipeline.compar", "compare"),
         ("pipeline.compare.keys", "key"),
@@ -242,6 +259,17 @@ def test_further_problems_are_counted() -> None:
         ("data.crop_padding", 65),
         ("data.flip", "perhaps"),
         ("model.arch", ["resnet8"]),
+        ("model.weights", ""),
+        ("model.mean", []),
+        ("model.mean", [0.5, "a"]),
+        ("model.std", [0.2, 0]),
+        ("data.adversarial", [""]),
+        ("data.adversarial", {}),
+        ("regularization", "l1"),
+        ("regularization.kernel", "lasso"),
+        ("regularization.factor", -0.01),
+        ("regularization.alpha", 1.5),
+        ("regularization.activation", -1e-9),
         ("method", "float"),
         ("method", []),
         ("method.noise", "loud"),
@@ -256,7 +284,7 @@ def test_further_problems_are_counted() -> None:
         ("attack.step_size", -0.1),
         ("attack.steps", 0),
         ("attack.steps", 1001),
-        ("optimizer.epochs", 0),
+        ("optimizer.epochs", -1),
         ("optimizer.lr", 0),
         ("optimizer.lr", 101),
         ("optimizer.momentum", 1),
@@ -292,6 +320,7 @@ def test_a_wrong_item_of_a_list_is_named_by_its_place(key: str, value: Any, show
 NUMBERS = [
     "method.alpha_init", "method.lambda_threshold", "attack.eps", "attack.step_size", "optimizer.lr",
     "optimizer.momentum", "optimizer.weight_decay", "evaluate.lambdas", "evaluate.lambda_thresholds",
+    "regularization.factor", "regularization.alpha", "regularization.activation", "model.mean", "model.std",
 ]  # fmt: skip
 
 
@@ -379,6 +408,13 @@ def test_a_bad_fraction_is_shown_how_to_write_one(text: str) -> None:
         ("evaluate.lambda_thresholds=0.5", "evaluate.lambda_thresholds", [0.5]),
         ("evaluate.conditionings=switch,interpolate", "evaluate.conditionings", ["switch", "interpolate"]),
         ("evaluate.images=null", "evaluate.images", None),
+        ("regularization={kernel: l1}", "regularization.factor", 0.01),
+        ("regularization.activation=1e-4", "regularization.activation", 1e-4),
+        ("data.adversarial=a.npz,b.npz", "data.adversarial", ["a.npz", "b.npz"]),
+        ("data.adversarial=[a.npz]", "data.adversarial", ["a.npz"]),
+        ("model.weights=run", "model.weights", "run"),
+        ("model.std=0.25", "model.std", [0.25]),
+        ("optimizer.epochs=0", "optimizer.epochs", 0),
         ("method.name=standard", "method", StandardMethod(name="standard")),
         ("method={name: pgd-at, lambda: 0.5}", "method.lam", 0.5),
         ("pipeline.compare={key: seed, values: [1, 2]}", "pipeline.compare.values", [1, 2]),
@@ -463,6 +499,9 @@ def violations(value: Any, schema: dict[str, Any], root: dict[str, Any], path: s
                 found += violations(item, rule, root, f"{path}[{index}]")
         elif key == "minItems":
             good = not isinstance(value, list) or len(value) >= rule
+        elif key in ("minLength", "maxLength"):
+            fits = {"minLength": operator.ge, "maxLength": operator.le}[key]
+            good = not isinstance(value, str) or fits(len(value), rule)
         elif key == "pattern":
             good = not isinstance(value, str) or re.search(rule, value) is not None
         elif key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
@@ -518,7 +557,7 @@ def test_the_schema_has_the_properties_of_a_recipe_and_no_others() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(schema["properties"]) == SECTIONS and sorted(schema["required"]) == ["method", "name"]
     sections = [schema, *schema["$defs"].values()]
-    assert len(sections) == 13 and all(section["additionalProperties"] is False for section in sections)
+    assert len(sections) == 14 and all(section["additionalProperties"] is False for section in sections)
     assert "lambda" in schema["$defs"]["PgdAtMethod"]["properties"]
     json.dumps(schema, allow_nan=False)
 
@@ -554,7 +593,10 @@ def test_the_digest_changes_with_every_value() -> None:
         "data.flip=true", "model.arch=resnet8", "method.name=standard", "method.noise=none", "method.noise_seed=1",
         "method.conditioning=interpolate", "method.lambda_threshold=0.5", "method.alpha_init=0.5", "attack.eps=7/255",
         "attack.step_size=1/255", "attack.steps=8", "attack.random_start=false", "optimizer.epochs=31",
-        "optimizer.lr=0.2", "optimizer.momentum=0.8", "optimizer.weight_decay=0", "evaluate.attacks=fgsm",
+        "optimizer.lr=0.2", "optimizer.momentum=0.8", "data.adversarial=a.npz",
+        "model.weights=a", "model.mean=0.5", "model.std=0.5", "regularization={}", "regularization.kernel=l1",
+        "regularization.factor=0.1", "regularization.alpha=0.1", "regularization.activation=1e-4",
+        "optimizer.weight_decay=0", "evaluate.attacks=fgsm",
         "evaluate.lambdas=0", "evaluate.lambda_thresholds=0", "evaluate.conditionings=switch", "evaluate.images=9",
         "pipeline.compare={key: seed, values: [1]}",
     ]  # fmt: skip

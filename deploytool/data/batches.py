@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deploytool.data.datasets import Images
+from deploytool.data.images import Images, JoinedImages
 from deploytool.recipe import DataSection
 
 
@@ -16,7 +16,7 @@ def batches_per_epoch(count: int, batch_size: int) -> int:
 
 
 def training_batches(
-    images: Images, section: DataSection, generator: torch.Generator, device: torch.device
+    images: Images | JoinedImages, section: DataSection, generator: torch.Generator, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of (image (B, C, H, W) float32 in [0, 1], label (B,) int64) on `device`.
 

@@ -37,6 +37,27 @@ class Images:
 
 
 @dataclass(frozen=True)
+class JoinedImages:
+    """Labelled images of several sources one after the other; each keeps its own type, so none grows in memory."""
+
+    parts: tuple[Images, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (n, C, H, W) float32 in [0, 1] and labels (n,) int64 of the given rows (n,), in their order."""
+        image = torch.empty(len(index), *self.parts[0].images.shape[1:])
+        label = torch.empty(len(index), dtype=torch.int64)
+        start = 0
+        for part in self.parts:
+            own = (index >= start) & (index < start + len(part))
+            image[own], label[own] = part.batch(index[own] - start)
+            start += len(part)
+        return image, label
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set's description, its training images and its test images."""
 

@@ -1,12 +1,15 @@
 """From a recipe to a model."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from deploytool.data.catalogue import DatasetInfo
+from deploytool.errors import RecipeError
 from deploytool.models.conditional import ConditionalModel, FloatModel, weight_names
 from deploytool.models.masks import initial_masks
-from deploytool.models.oat import OatModel
+from deploytool.models.oat import OatModel, filmed_norms
 from deploytool.models.registry import build_backbone
 from deploytool.models.setting import Setting
 from deploytool.recipe import FloatMethod, OatMethod, Recipe
@@ -15,9 +18,14 @@ from deploytool.recipe import FloatMethod, OatMethod, Recipe
 def build_model(recipe: Recipe, data: DatasetInfo) -> ConditionalModel:
     """Build the freshly initialised model of a recipe; the recipe's seed decides its weights and first masks.
 
+    It normalises with `model.mean` and `model.std`, the data set's where they are null. `model.weights` are not
+    read here: `deploytool.training.pretrained` does that when a run is started.
+
     Raises:
-        RecipeError: the architecture is unknown, or the density is too low for it.
+        RecipeError: the architecture is unknown or does not fit the method, mean or std are not one number per
+            channel, or the density is too low.
     """
+    data = _normalized(recipe, data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = _method_model(recipe, build_backbone(recipe.model.arch, data), _narrow_backbones(recipe, data))
@@ -29,11 +37,27 @@ def build_model(recipe: Recipe, data: DatasetInfo) -> ConditionalModel:
     return model
 
 
+def _normalized(recipe: Recipe, data: DatasetInfo) -> DatasetInfo:
+    """The data set's description with the recipe's own mean and std, where it has them."""
+    mean, std = recipe.model.mean, recipe.model.std
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != data.shape[0]:
+            raise RecipeError(
+                f"model.{name} (={values}) must have one number per channel; {data.name} has {data.shape[0]}"
+            )
+    return replace(data, mean=tuple(mean or data.mean), std=tuple(std or data.std))
+
+
 def _method_model(recipe: Recipe, backbone: nn.Module, narrow: dict[float, nn.Module]) -> ConditionalModel:
     method = recipe.method
     if isinstance(method, FloatMethod):
         return FloatModel(backbone, method.alpha_init, method.noise_seed, narrow)
     if isinstance(method, OatMethod):
+        if not filmed_norms(backbone):
+            raise RecipeError(
+                f"method.name (=oat) conditions batch norms and model.arch (={recipe.model.arch}) has none; "
+                "take float, pgd-at or standard"
+            )
         return OatModel(backbone, method.lambdas, method.encoding, method.encoding_size, recipe.seed, narrow)
     return ConditionalModel(backbone, narrow)
 

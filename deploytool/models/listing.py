@@ -19,7 +19,7 @@ METHODS = ("standard", "pgd-at", "float", "oat")
 
 
 def list_models(data: DatasetInfo) -> list[Row]:
-    """List all backbones with all methods for a data set.
+    """List all backbones with all methods that they can be trained with for a data set.
 
     Returns:
         Rows of `arch`, `method`, `dataset`; `params`, the parameters of the backbone with one set of batch norms, and
@@ -33,6 +33,8 @@ def list_models(data: DatasetInfo) -> list[Row]:
             backbone = build_backbone(arch, data).eval()
         macs = count_macs(backbone, data.shape)
         for method in METHODS:
+            if method == "oat" and not filmed_norms(backbone):
+                continue  # OAT has nothing to condition
             params, extra = count_params(backbone, method), extra_params(backbone, method)
             rows.append(
                 {

@@ -9,6 +9,7 @@ from deploytool.data.catalogue import DatasetInfo
 from deploytool.errors import RecipeError
 from deploytool.models.mobilenet import MobileNet
 from deploytool.models.resnet import ResNet, Shortcut
+from deploytool.models.single import SingleLayerCNN
 from deploytool.models.vgg import VGG16
 from deploytool.models.wrn import WideResNet
 
@@ -44,6 +45,10 @@ def _mobilenet(data: DatasetInfo, width: float = 1.0) -> nn.Module:
     return MobileNet(data.shape[0], len(data.classes), data.mean, data.std, width)
 
 
+def _single_layer(data: DatasetInfo, width: float = 1.0) -> nn.Module:
+    return SingleLayerCNN(data.shape, len(data.classes), data.mean, data.std, width)
+
+
 BACKBONES: dict[str, Build] = {
     "digits-resnet": _resnet([1, 1, 1], [32, 64, 128]),
     "mobilenet": _mobilenet,
@@ -51,6 +56,7 @@ BACKBONES: dict[str, Build] = {
     "resnet20": _resnet([3, 3, 3], [16, 32, 64], shortcut="A"),
     "resnet34": _resnet([3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet([3, 4, 6, 3], [64, 128, 256, 512], bottleneck=True),
+    "single-layer-cnn": _single_layer,
     "vgg16": _vgg16,
     "wrn16-8": _wrn(16, 8),
     "wrn40-2": _wrn(40, 2),
@@ -67,7 +73,7 @@ def build_backbone(arch: str, data: DatasetInfo, width: float = 1.0) -> nn.Modul
             the full one's tensors by name, each in the shape of its leading block.
 
     Raises:
-        RecipeError: no backbone has that name, or the width is out of range.
+        RecipeError: no backbone has that name, the width is out of range, or the images are too small for it.
     """
     if arch not in BACKBONES:
         near = difflib.get_close_matches(arch, BACKBONES, n=1)

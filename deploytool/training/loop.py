@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from deploytool.atomic import write_json
+from deploytool.attacks.store import file_digest
+from deploytool.data.adversarial import with_adversarial
 from deploytool.data.batches import batches_per_epoch, training_batches
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import CheckpointError, RunError
@@ -18,7 +20,9 @@ from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_setting
 from deploytool.progress import progress_bar
 from deploytool.recipe import Recipe
-from deploytool.training.methods import Tally, training_step
+from deploytool.training.density import density_metrics
+from deploytool.training.methods import Step, training_step
+from deploytool.training.pretrained import load_pretrained, weights_file
 from deploytool.training.run import (
     Checkpoint,
     checkpoint_path,
@@ -32,11 +36,12 @@ from deploytool.training.sparsity import move_masks
 
 
 def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "cpu") -> dict[str, Any]:
-    """Train a recipe into a run folder; a checkpoint is written after each epoch.
+    """Train a recipe into a run folder; a checkpoint is written after each epoch (with none to train, at once).
 
     Everything random in epoch e comes from generators seeded by (recipe.seed, e), so a resumed run walks the very
     steps of an uninterrupted one: on the CPU of one machine the weights are the same bits. That holds for one number
-    of threads, so a resumed run takes that of its checkpoint.
+    of threads, so a resumed run takes that of its checkpoint, and for the same `data.adversarial` files, so others are
+    refused. `model.weights` are read when a run is started, never again.
 
     Args:
         recipe: what to train.
@@ -49,21 +54,39 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
         (of the training attack) on the test images.
 
     Raises:
-        RunError: the folder cannot be used, or the loss stopped being finite.
-        DataError: the data set cannot be loaded.
+        RunError: the folder cannot be used, or the loss stopped being finite, or adversarial images changed.
+        CheckpointError: the weights to start from do not fit.
+        DataError: the data set or its adversarial images cannot be loaded.
     """
     began = time.monotonic()
     run = Path(run)
+    resume = resume and checkpoint_path(run).exists()
     data = load_dataset(recipe.data)
+    images = with_adversarial(data, recipe.data.adversarial)
+    files = {path: file_digest(path) for path in recipe.data.adversarial}
     place = torch.device(device)
-    model = build_model(recipe, data.info).to(place)
+    model = build_model(recipe, data.info)
+    if recipe.model.weights is not None and not resume:
+        load_pretrained(model, recipe.model.weights)
+        files[recipe.model.weights] = file_digest(weights_file(recipe.model.weights))
+    model.to(place)
     create_run(run, recipe, resume)
     optimizer = make_optimizer(model, recipe)
     history: list[dict[str, Any]] = []
-    if resume and checkpoint_path(run).exists():
-        history = restore(run, model, optimizer)
+    if resume:
+        history, files = restore(run, model, optimizer, files)
 
-    epochs, steps = recipe.optimizer.epochs, batches_per_epoch(len(data.train), recipe.data.batch_size)
+    def save() -> None:
+        momentum = momentum_buffers(model, optimizer)
+        threads = torch.get_num_threads()
+        save_checkpoint(
+            run,
+            Checkpoint(len(history), model.state_dict(), momentum, history, data.info, threads, recipe.digest(), files),
+        )
+
+    epochs, steps = recipe.optimizer.epochs, batches_per_epoch(len(images), recipe.data.batch_size)
+    if epochs == 0 and not resume:
+        save()
     with (
         torch.random.fork_rng(),
         progress_bar("training", epochs * steps, len(history) * steps) as bar,
@@ -74,31 +97,31 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
             torch.manual_seed(draws.initial_seed())  # dropout takes torch's own generator
             model.train()
             totals = Totals()
-            batches = training_batches(data.train, recipe.data, order, place)
+            batches = training_batches(images, recipe.data, order, place)
             for index, (image, label) in enumerate(batches):
                 lr = cosine_lr(recipe.optimizer.lr, epoch * steps + index, epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 step = training_step(model, recipe, image, label, draws)
                 optimizer.zero_grad(set_to_none=True)
-                step.loss.backward()  # type: ignore[no-untyped-call]
+                step.total.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 model.apply_masks()
-                totals.add(step.loss.detach(), step.clean, step.robust)
+                totals.add(step)
                 bar.advance(totals.note())
             metrics: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, **totals.means(), **alpha_metrics(model)}
-            if not math.isfinite(metrics["loss"]):
+            if not math.isfinite(total := metrics["loss"] + metrics.get("penalty", 0.0)):
                 raise RunError(
-                    f"the loss became {metrics['loss']} in epoch {epoch + 1}; lower optimizer.lr "
+                    f"the loss became {total} in epoch {epoch + 1}; lower optimizer.lr "
                     f"(={recipe.optimizer.lr:g}), or start afresh in another folder with -o"
                 )
-            momentum = momentum_buffers(model, optimizer)
             if model.masks and recipe.sparsity is not None:
+                momentum = momentum_buffers(model, optimizer)
                 metrics |= move_masks(model, momentum, recipe.sparsity, last=epoch + 1 == epochs)
+            if recipe.regularization is not None:
+                metrics |= density_metrics(model, data.test)
             history.append(metrics)
-            state = model.state_dict()
-            done = Checkpoint(epoch + 1, state, momentum, history, data.info, torch.get_num_threads(), recipe.digest())
-            save_checkpoint(run, done)
+            save()
             log_scalars(log, metrics)
 
     write_json(run / "metrics.json", history)
@@ -154,13 +177,25 @@ def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, 
     return buffers
 
 
-def restore(run: Path, model: ConditionalModel, optimizer: torch.optim.SGD) -> list[dict[str, Any]]:
-    """Load the run's checkpoint into model, optimizer and torch's thread count; return the history so far.
+def restore(
+    run: Path, model: ConditionalModel, optimizer: torch.optim.SGD, files: dict[str, str]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Load the run's checkpoint into model, optimizer and torch's thread count.
+
+    Returns:
+        The history so far, and the digests of all files that the run was started with.
 
     Raises:
         CheckpointError: weights or momentum do not fit the model.
+        RunError: one of `files` (SHA-256 by path) is not what it was when the run was started.
     """
     checkpoint = load_checkpoint(run)
+    changed = [path for path, digest in files.items() if checkpoint.files.get(path) != digest]
+    if changed:
+        raise RunError(
+            f"{changed[0]} is no longer the file that {run} was started with; put that one back, or start afresh in "
+            "another folder with -o"
+        )
     load_weights(model, checkpoint.model, str(checkpoint_path(run)))
     parameters = dict(model.named_parameters())
     problems = tensor_problems(parameters, checkpoint.momentum)
@@ -169,7 +204,7 @@ def restore(run: Path, model: ConditionalModel, optimizer: torch.optim.SGD) -> l
     for name, parameter in parameters.items():
         optimizer.state[parameter]["momentum_buffer"] = checkpoint.momentum[name].to(parameter.device)
     torch.set_num_threads(max(1, min(checkpoint.threads, 1024)))
-    return list(checkpoint.history)
+    return list(checkpoint.history), checkpoint.files
 
 
 def alpha_metrics(model: ConditionalModel) -> dict[str, list[float]]:
@@ -179,10 +214,11 @@ def alpha_metrics(model: ConditionalModel) -> dict[str, list[float]]:
 
 
 def log_scalars(log: Any, metrics: dict[str, Any]) -> None:
-    """Write one epoch's numbers to TensorBoard; lists get a curve per entry."""
+    """Write one epoch's numbers to TensorBoard; lists and dictionaries get a curve per entry."""
     for name, value in metrics.items():
-        for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            log.add_scalar(name if index is None else f"{name}/{index}", number, metrics["epoch"])
+        entries = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else None
+        for key, number in [(name, value)] if entries is None else entries.items():
+            log.add_scalar(name if entries is None else f"{name}/{key}", number, metrics["epoch"])
 
 
 def scalar_log(run: Path, history: list[dict[str, Any]]) -> Any:
@@ -198,23 +234,27 @@ class Totals:
     def __init__(self) -> None:
         self.steps = 0
         self.loss: torch.Tensor | float = 0.0
+        self.penalty: torch.Tensor | float | None = None
         self.correct: dict[str, torch.Tensor | int] = {}
         self.count: dict[str, int] = {}
         self.last_note = ""
 
-    def add(self, loss: torch.Tensor, clean: Tally | None, robust: Tally | None) -> None:
+    def add(self, step: Step) -> None:
         """Take one step's numbers."""
         self.steps += 1
-        self.loss = self.loss + loss.double()
-        for name, tally in (("clean", clean), ("robust", robust)):
+        self.loss = self.loss + step.loss.detach().double()
+        if step.penalty is not None:
+            self.penalty = (0.0 if self.penalty is None else self.penalty) + step.penalty.detach().double()
+        for name, tally in (("clean", step.clean), ("robust", step.robust)):
             if tally is not None:
                 self.correct[name] = self.correct.get(name, 0) + tally.correct
                 self.count[name] = self.count.get(name, 0) + tally.count
 
     def means(self) -> dict[str, float]:
-        """Mean loss; clean and robust training accuracy in [0, 1] where there were such images."""
+        """Mean loss and, apart, penalty; clean and robust training accuracy in [0, 1] where there were such images."""
         accuracies = {f"train_{name}_accuracy": int(self.correct[name]) / self.count[name] for name in self.count}
-        return {"loss": float(self.loss) / self.steps, **accuracies}
+        penalty = {} if self.penalty is None else {"penalty": float(self.penalty) / self.steps}
+        return {"loss": float(self.loss) / self.steps, **penalty, **accuracies}
 
     def note(self) -> str:
         """The means as one short line for the progress bar, from every tenth step to keep the device busy."""

@@ -1,7 +1,7 @@
 """What one training step minimises, per method."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deploytool.attacks.pgd import Pgd, pgd
+from deploytool.models.activity import Pass, trained_passes
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import recipe_setting
 from deploytool.models.oat import OatModel
 from deploytool.models.setting import Setting
 from deploytool.recipe import FloatMethod, OatMethod, PgdAtMethod, Recipe
+from deploytool.training.regularizers import step_penalty
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,23 @@ class Tally:
 
 @dataclass(frozen=True)
 class Step:
-    """The loss of one step (a scalar with gradient), and how clean and adversarial images fared."""
+    """What one step is to minimise, and how clean and adversarial images fared.
+
+    Attributes:
+        loss: the method's own, a scalar with gradient.
+        clean, robust: None where there were no such images.
+        penalty: of the recipe's regularisation, a scalar with gradient; None where it has none.
+    """
 
     loss: Tensor
     clean: Tally | None = None
     robust: Tally | None = None
+    penalty: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """Loss and penalty: what the step minimises."""
+        return self.loss if self.penalty is None else self.loss + self.penalty
 
 
 def training_step(
@@ -44,17 +58,29 @@ def training_step(
     """Compute the loss of the recipe's method on one batch; the model must be in training mode.
 
     The losses of all widths are summed (Yu et al. 2019; paper 5, FLOATS slim); the tallies are the full width's.
+    The recipe's regularisation adds its penalty to any of them; see `deploytool.training.regularizers`.
 
     Args:
         model: the model of the recipe.
-        recipe: method and attack.
+        recipe: method, attack and regularisation.
         image: (B, C, H, W) float32 in [0, 1].
         label: (B,) int64.
         generator: on the image's device; random starts, redrawn noise and sampled lambdas come from it.
     """
     attack = Pgd(**recipe.attack.model_dump())
-    steps = [_width_step(model, recipe, attack, image, label, generator, width) for width in recipe.model.widths]
-    return Step(torch.stack([step.loss for step in steps]).sum(), steps[-1].clean, steps[-1].robust)
+    section = recipe.regularization
+    watched = section is not None and section.activation > 0
+    steps: list[Step] = []
+    passes: list[list[Pass]] = []
+    for width in recipe.model.widths:
+        watch: AbstractContextManager[list[Pass]] = (
+            trained_passes(model.skeleton(width)) if watched else nullcontext([])
+        )
+        with watch as trained:
+            steps.append(_width_step(model, recipe, attack, image, label, generator, width))
+        passes.append(trained)
+    penalty = None if section is None else step_penalty(model, section, passes)
+    return Step(torch.stack([step.loss for step in steps]).sum(), steps[-1].clean, steps[-1].robust, penalty)
 
 
 def _width_step(

@@ -9,7 +9,7 @@ RUN/tensorboard/              scalars per epoch
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Checkpoint:
         data: the data set's description, so that a run is complete without its images.
         threads: torch's threads; another number sums in another order.
         recipe: digest of the recipe that was trained.
+        files: SHA-256 by path of the files that training reads beside the data set.
     """
 
     epochs: int
@@ -49,6 +50,7 @@ class Checkpoint:
     data: DatasetInfo
     threads: int
     recipe: str
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def checkpoint_path(run: Path) -> Path:
@@ -96,6 +98,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         "history": json.dumps(checkpoint.history),
         "data": json.dumps(asdict(checkpoint.data)),
         "threads": str(checkpoint.threads),
+        "files": json.dumps(checkpoint.files),
     }
     try:
         with atomic_path(checkpoint_path(run)) as aside:
@@ -124,7 +127,17 @@ def load_checkpoint(run: Path) -> Checkpoint:
         if not isinstance(history, list) or len(history) != epochs or not all(isinstance(e, dict) for e in history):
             raise ValueError(f"its history does not fit its {epochs} epochs")
         data, threads = _read_info(json.loads(metadata["data"])), int(metadata["threads"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, DataError, RecursionError) as error:
+        files = {str(name): str(digest) for name, digest in json.loads(metadata.get("files", "{}")).items()}
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        DataError,
+        RecursionError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path} is damaged ({reason}); copy it anew, or train again") from None
     return Checkpoint(
@@ -135,6 +148,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         data,
         threads,
         metadata.get("recipe", ""),
+        files,
     )
 
 
