@@ -72,8 +72,16 @@ class AutoAttack:
             "square": Square(eps, norm, self.queries, rescale=False),
         }
 
+    @property
+    def passes(self) -> int:
+        """Forward passes whose mean decides whether an image is fooled: `eot_iter` in `rand`, else one."""
+        return self.eot_iter if self.version == "rand" else 1
+
     def search(self, victim: Victim, image: Tensor, goal: Goal, draws: Draws) -> Found:
         """Let the members attack in turn; `by` says how many images each one fooled.
+
+        In `rand` the mean of `eot_iter` answers decides who is fooled, as inside of the members: were it one answer, a
+        lucky draw of the noise would end the attack on an image that the network mostly gets right.
 
         Every member meets the random numbers that it would meet if it were run alone with the same seed.
         """
@@ -85,7 +93,7 @@ class AutoAttack:
                 continue
             part = member.search(victim, image[standing], goal[standing], draws[standing].rewound()).image
             within = distance(part - image[standing], self.norm) <= self.eps + slack(self.eps)
-            fooled = goal[standing].reached(victim.logits(part)) & within
+            fooled = goal[standing].reached(victim.logits(part, self.passes)) & within
             result[standing[within]] = part[within]
             by[name] = int(fooled.sum())
             standing = standing[~fooled]

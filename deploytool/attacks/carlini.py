@@ -20,6 +20,7 @@ INSIDE = 0.999999  # keeps atanh finite at pixels of 0 and 1
 LARGEST_C = 1e10
 CHECKS = 10  # of progress in one optimisation
 PROGRESS = 0.9999
+FINEST = 0.01  # the last learning rate, as a share of the first
 BETA1, BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -31,7 +32,8 @@ class CarliniWagner:
         eps: the radius at which robust accuracy is counted; None: any. The search does not depend on it.
         kappa: confidence: by how much another class (the target) has to beat the label (all others), in logits.
         steps: of Adam, for each c.
-        lr: Adam's learning rate; small ones hardly move pixels of 0 and 1, where tanh is flat.
+        lr: Adam's learning rate at the start; small ones hardly move pixels of 0 and 1, where tanh is flat. It falls
+            geometrically to a hundredth: Adam's steps are as long as its rate, and would miss small perturbations.
         search_steps: values of c tried.
         c: the first of them.
         targeted: reach a target class instead of leaving the label.
@@ -80,7 +82,7 @@ def carlini_wagner(victim: Victim, image: Tensor, goal: Goal, attack: CarliniWag
         (N, C, H, W) adversarial images; the image itself where none was found.
 
     Reference: N. Carlini, D. Wagner, Towards evaluating the robustness of neural networks, 2017, sections V and VI
-    (their f_6, and the L2 attack). The default numbers of steps and the learning rate are ours.
+    (their f_6, and the L2 attack). The default number of steps, the learning rate and that it falls are ours.
     """
     result = image.clone()
     best = torch.full((len(image),), torch.inf, device=image.device)
@@ -117,7 +119,7 @@ def _minimise(victim: Victim, image: Tensor, goal: Goal, c: Tensor, attack: Carl
         slope = (2 * (point - image) + per_image(c) * gradient) * (1 - tanh.square()) / 2
         first.lerp_(slope, 1 - BETA1)
         second.lerp_(slope.square(), 1 - BETA2)
-        size = attack.lr / (1 - BETA1**step)
+        size = attack.lr * FINEST ** (step / attack.steps) / (1 - BETA1**step)
         w = w - size * first / ((second / (1 - BETA2**step)).sqrt_() + ADAM_EPSILON)
         if step % interval == 0:
             loss = squared + c * margin

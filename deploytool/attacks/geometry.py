@@ -10,6 +10,7 @@ from deploytool.attacks.draws import Draws
 from deploytool.attacks.names import Norm
 
 TINY = 1e-12
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -44,11 +45,13 @@ def project(point: Tensor, image: Tensor, eps: float, norm: Norm) -> Tensor:
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The direction of norm 1 in which a linear function of this gradient grows most; 0 where the gradient is 0.
 
-    L-infinity: `sign(g)`. L2: `g / ||g||`.
+    L-infinity: `sign(g)`. L2: `g / ||g||`, of g over its largest value: squares of the gradients of a confident network
+    would be 0 in float32, and the attack would stand still.
     """
     if norm == "linf":
         return gradient.sign()
-    return gradient / per_image(distance(gradient, norm).clamp_(min=TINY))
+    scaled = gradient / per_image(distance(gradient, "linf").clamp_(min=SMALLEST))
+    return scaled / per_image(distance(scaled, norm).clamp_(min=TINY))
 
 
 def uniform_in_ball(image: Tensor, eps: float, norm: Norm, draws: Draws) -> Tensor:

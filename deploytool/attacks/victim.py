@@ -22,7 +22,8 @@ class Victim:
     Reference: A. Athalye et al., Obfuscated gradients give a false sense of security, 2018, section 3.2.
 
     Args:
-        network: image (N, C, H, W) float32 in [0, 1] -> logits (N, K); a module must be in evaluation mode.
+        network: image (N, C, H, W) float32 in [0, 1] -> logits (N, K); a module must be in evaluation mode. Logits of
+            another precision are taken as float32, so that points stay float32 as well.
 
     Attributes:
         forwards: images passed forward so far.
@@ -79,6 +80,8 @@ class Victim:
         with torch.enable_grad():
             logits = self._answer(leaf)
             if not logits.requires_grad:
+                if torch.is_inference_mode_enabled():
+                    raise InputError("torch.inference_mode() is on, where there are no gradients; attack outside of it")
                 raise InputError("the network has no gradient (an ONNX file?); use a black-box attack, such as square")
             values = list(losses(logits))
             gradients = []
@@ -103,4 +106,4 @@ class Victim:
         if not finite.all():
             raise InputError(f"the network answers NaN or infinity to {int((~finite).sum())} of {len(image)} images")
         self.classes = logits.shape[1]
-        return logits
+        return logits.float()

@@ -6,10 +6,13 @@ from torch import Tensor
 
 from deploytool.attacks.apgd import Apgd, ApgdTargeted
 from deploytool.attacks.autoattack import AutoAttack
+from deploytool.attacks.draws import Draws
 from deploytool.attacks.fab import Fab
 from deploytool.attacks.geometry import slack
+from deploytool.attacks.goal import Goal
 from deploytool.attacks.run import run_attack
 from deploytool.attacks.square import Square
+from deploytool.attacks.victim import Victim
 
 SMALL = {"steps": 10, "targets": 3, "queries": 60, "eot_iter": 2}
 
@@ -69,3 +72,17 @@ def test_no_defence_by_noise_withstands_the_rand_version(linear, grey, boundary_
     eps = float(boundary_distance(image, label, 1).max()) * 1.5
     found = run_attack(noisy, image, label, AutoAttack(eps, version="rand", steps=10, eot_iter=8))
     assert float((linear(found.image).argmax(1) != label).float().mean()) > 0.9
+
+
+def test_a_lucky_draw_of_the_noise_does_not_end_the_rand_version(linear, grey) -> None:
+    # right on average at every point of the ball, by far; wrong in a fifth of the answers
+    image, label = grey
+    generator = torch.Generator().manual_seed(0)
+
+    def network(x: Tensor) -> Tensor:
+        upset = 1 - 2 * (torch.rand((), generator=generator) < 0.2).float()
+        return upset * 10 * torch.eye(5)[label[: len(x)]] + 0 * linear(x)
+
+    attack = AutoAttack(0.1, version="rand", steps=4, eot_iter=40)
+    draws = Draws.seeded(0, len(label))
+    assert attack.search(Victim(network), image, Goal(label), draws).by == {"apgd-ce": 0, "apgd-dlr": 0}

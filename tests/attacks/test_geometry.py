@@ -36,6 +36,13 @@ def test_steepest_steps_by_hand() -> None:
     torch.testing.assert_close(steepest(gradient, "l2").flatten(), torch.tensor([0.6, -0.8, 0, 0]))
 
 
+@pytest.mark.parametrize("scale", [1e-35, 1e-22, 1e25])
+def test_the_gradients_of_confident_networks_are_steps_all_the_same(scale: float) -> None:
+    # their squares are 0 or infinity in float32
+    found = steepest(torch.tensor([[[[3.0, -4.0]]]]) * scale, "l2")
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.6, -0.8]))
+
+
 @given(eps=st.floats(0, 1), scale=st.floats(0, 5), norm=st.sampled_from(NORMS), seed=st.integers(0, 2**31))
 def test_projections_and_starts_are_in_the_ball_and_in_the_unit_interval(eps, scale, norm, seed) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
+from torch import Tensor
 
 from deploytool.attacks.carlini import CarliniWagner
 from deploytool.attacks.deepfool import DeepFool
@@ -42,6 +43,22 @@ def test_carlini_wagner_reaches_the_optimum(linear, grey, boundary_distance) -> 
     assert bool(result.fooled.all())
     ratio = result.distance / exact
     assert float(ratio.min()) > 0.9999 and float(ratio.max()) < 1.03
+
+
+def test_carlini_wagner_finds_perturbations_far_below_its_first_steps() -> None:
+    # Adam's first step moves all 768 values by lr / 2: a perturbation of 1.4 where 0.06 is enough
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 3, 16, 16, generator=generator)
+    image = 0.5 + 0.1 * torch.randn(4, 3, 16, 16, generator=generator)
+    across, label = (weight[1] - weight[0]).flatten(), torch.zeros(4, dtype=torch.int64)
+    gap = 0.06 * across.norm()
+
+    def network(x: Tensor) -> Tensor:
+        lead = (x - image[: len(x)]).flatten(1) @ across - gap
+        return torch.stack([torch.zeros_like(lead), lead], dim=1)
+
+    result = run_attack(network, image.clamp(0, 1), label, CarliniWagner())
+    assert float(result.distance.min()) > 0.0599 and float(result.distance.max()) < 0.066
 
 
 def test_carlini_wagner_s_confidence_moves_the_optimum(linear, grey) -> None:

@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from deploytool.attacks.apgd import Apgd
+from deploytool.attacks.deepfool import DeepFool
+from deploytool.attacks.fab import Fab
 from deploytool.attacks.losses import margin, of_class
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import run_attack
 from deploytool.attacks.victim import Victim
+from deploytool.errors import InputError
 
 
 def test_passes_are_counted_per_image(linear, grey) -> None:
@@ -28,6 +32,21 @@ def test_gradients_of_a_linear_network_are_its_weights(linear, grey) -> None:
     torch.testing.assert_close(values, logits[:, [1, 4]].T)
     torch.testing.assert_close(gradients[1], linear.weight[4].expand_as(image))
     assert not logits.requires_grad and not image.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "attack", [Apgd(0.1, steps=4), Apgd(0.5, "l2", "dlr", 4), DeepFool(), Fab(0.1, steps=3)], ids=str
+)
+def test_logits_of_another_precision_leave_images_float32(linear, grey, attack, dtype) -> None:
+    image, label = grey
+    found = run_attack(lambda x: linear(x).to(dtype), image, label, attack)
+    assert found.image.dtype == found.distance.dtype == torch.float32 and bool((found.distance > 0).all())
+
+
+def test_no_gradient_because_of_inference_mode_is_said(linear, grey) -> None:
+    with torch.inference_mode(), pytest.raises(InputError, match=r"torch\.inference_mode\(\) is on"):
+        run_attack(linear, *grey, Apgd(0.1))
 
 
 def noisy(linear, strength: float):
