@@ -1,1 +1,9 @@
-"""What an answer rests on: attribution maps, and how stable they are."""
+"""What an answer rests on: attribution maps, and how stable they are.
+
+| module | what |
+| --- | --- |
+| `attribution` | heat maps of any torch classifier, through captum: sliding patch, Grad-CAM |
+| `layers` | the layer that Grad-CAM reads, found by running the network |
+| `stability` | pairs of maps before and after a small change, and how they differ |
+| `study` | all of it for a run, over its settings |
+"""
