@@ -20,7 +20,7 @@ SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALLEST = "name: x\nmethod: {name: float}\n"
 SECTIONS = {
     "name", "seed", "data", "model", "method", "sparsity", "regularization", "attack", "optimizer", "evaluate",
-    "pipeline",
+    "pipeline", "robustness",
 }  # fmt: skip
 
 shipped = pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -492,13 +492,21 @@ def violations(value: Any, schema: dict[str, Any], root: dict[str, Any], path: s
         elif key == "required":
             good = not isinstance(value, dict) or set(rule) <= set(value)
         elif key == "additionalProperties":
-            assert rule is False
-            good = not isinstance(value, dict) or set(value) <= set(schema["properties"])
+            rest = value.keys() - schema.get("properties", {}).keys() if isinstance(value, dict) else set()
+            good = rule is not False or not rest
+            if isinstance(rule, dict):
+                for name in rest:
+                    found += violations(value[name], rule, root, f"{path}.{name}")
         elif key == "items":
             for index, item in enumerate(value if isinstance(value, list) else []):
                 found += violations(item, rule, root, f"{path}[{index}]")
         elif key == "minItems":
             good = not isinstance(value, list) or len(value) >= rule
+        elif key == "minProperties":
+            good = not isinstance(value, dict) or len(value) >= rule
+        elif key == "propertyNames":
+            for name in value if isinstance(value, dict) else ():
+                found += violations(name, rule, root, f"{path}.{name}")
         elif key in ("minLength", "maxLength"):
             fits = {"minLength": operator.ge, "maxLength": operator.le}[key]
             good = not isinstance(value, str) or fits(len(value), rule)
@@ -557,7 +565,7 @@ def test_the_schema_has_the_properties_of_a_recipe_and_no_others() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(schema["properties"]) == SECTIONS and sorted(schema["required"]) == ["method", "name"]
     sections = [schema, *schema["$defs"].values()]
-    assert len(sections) == 14 and all(section["additionalProperties"] is False for section in sections)
+    assert len(sections) == 15 and all(section["additionalProperties"] is False for section in sections)
     assert "lambda" in schema["$defs"]["PgdAtMethod"]["properties"]
     json.dumps(schema, allow_nan=False)
 

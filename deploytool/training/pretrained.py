@@ -53,10 +53,10 @@ def load_pretrained(model: ConditionalModel, path: str) -> None:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix not in (".npz", ".safetensors"):
-        raise CheckpointError(f"model.weights (={file}) is no file of weights; {FORMS}")
     if not file.is_file():
         raise CheckpointError(f"model.weights (={file}) is absent; {FORMS}")
+    if file.suffix not in (".npz", ".safetensors"):
+        raise CheckpointError(f"model.weights (={file}) is no file of weights; {FORMS}")
     try:
         return _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
     except CheckpointError:
