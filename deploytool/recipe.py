@@ -327,12 +327,12 @@ class Recipe(Section):
         return self
 
     def digest(self) -> str:
-        """Return the first 16 hex digits of the SHA-256 of the canonical JSON form."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+        """Return the first 16 hex digits of the SHA-256 of the canonical JSON form.
 
-    def canonical_json(self) -> str:
-        """Return the recipe as JSON with sorted keys, all defaults written out."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        Defaults are left out of it, so that a field that a later version adds leaves older runs what they are.
+        """
+        document = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, all defaults written out; `load_recipe` reads it back equal."""

@@ -15,7 +15,6 @@ Reference: D. Schwartz, Y. Alparslan, E. Kim, Regularization and sparsity for ad
 attribution, sections 4.1 to 4.3.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -276,9 +275,8 @@ def _read(file: Path, recipe: Recipe) -> Row | None:
 
 def _key(recipe: Recipe) -> str:
     """Digest of what a unit depends on: the other regularisations and backbones of the study are none of it."""
-    document = recipe.model_dump(mode="json", by_alias=True)
-    document["robustness"] |= {"archs": None, "regularizations": None, "activations": None}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    section = recipe.robustness.model_copy(update={"archs": None, "regularizations": {}, "activations": []})
+    return recipe.model_copy(update={"robustness": section}).digest()
 
 
 def _slug(text: str) -> str:
