@@ -75,14 +75,15 @@ def test_no_defence_by_noise_withstands_the_rand_version(linear, grey, boundary_
 
 
 def test_a_lucky_draw_of_the_noise_does_not_end_the_rand_version(linear, grey) -> None:
-    # right on average at every point of the ball, by far; wrong in a fifth of the answers
+    # right on average at every point of the ball; wrong in three of ten answers
     image, label = grey
     generator = torch.Generator().manual_seed(0)
 
     def network(x: Tensor) -> Tensor:
-        upset = 1 - 2 * (torch.rand((), generator=generator) < 0.2).float()
+        upset = 1 - 2 * (torch.rand((), generator=generator) < 0.3).float()
         return upset * 10 * torch.eye(5)[label[: len(x)]] + 0 * linear(x)
 
-    attack = AutoAttack(0.1, version="rand", steps=4, eot_iter=40)
-    draws = Draws.seeded(0, len(label))
-    assert attack.search(Victim(network), image, Goal(label), draws).by == {"apgd-ce": 0, "apgd-dlr": 0}
+    attack = AutoAttack(0.1, version="rand", steps=1, eot_iter=80)
+    for seed in range(4):
+        found = attack.search(Victim(network), image, Goal(label), Draws.seeded(seed, len(label)))
+        assert found.by == {"apgd-ce": 0, "apgd-dlr": 0}
