@@ -138,6 +138,9 @@ class ModelSection(Section):
     widths: Annotated[list[Width], BeforeValidator(parse_names), AfterValidator(check_widths)] = Field(
         [1.0], min_length=1, description="width multipliers that one slimmable network serves; 1 among them"
     )
+    multiplier: float = Field(
+        1.0, gt=0, le=1, description="of all channel counts, as in MobileNet 0.25; widths are shares of what is left"
+    )
     weights: FileName | None = Field(
         None, description="run folder, .safetensors or .npz with the backbone's weights at the start; null: random"
     )

@@ -28,13 +28,18 @@ def build_model(recipe: Recipe, data: DatasetInfo) -> ConditionalModel:
     data = _normalized(recipe, data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _method_model(recipe, build_backbone(recipe.model.arch, data), _narrow_backbones(recipe, data))
+        model = _method_model(recipe, _backbone(recipe, data), _narrow_backbones(recipe, data))
     if recipe.sparsity is not None and recipe.sparsity.density < 1:
         weights = {name: model.backbone.get_parameter(name).detach() for name in weight_names(model.backbone)}
         generator = torch.Generator().manual_seed(recipe.seed)
         section = recipe.sparsity
         model.set_masks(initial_masks(weights, section.density, section.kind, generator, data.shape[0]))
     return model
+
+
+def _backbone(recipe: Recipe, data: DatasetInfo, width: float = 1.0) -> nn.Module:
+    """The recipe's backbone at a width."""
+    return build_backbone(recipe.model.arch, data, width * recipe.model.multiplier)
 
 
 def _normalized(recipe: Recipe, data: DatasetInfo) -> DatasetInfo:
@@ -65,7 +70,7 @@ def _method_model(recipe: Recipe, backbone: nn.Module, narrow: dict[float, nn.Mo
 def _narrow_backbones(recipe: Recipe, data: DatasetInfo) -> dict[float, nn.Module]:
     """The shapes of every width below 1, without memory for tensors."""
     with torch.device("meta"):
-        return {w: build_backbone(recipe.model.arch, data, w) for w in recipe.model.widths if w < 1}
+        return {w: _backbone(recipe, data, w) for w in recipe.model.widths if w < 1}
 
 
 def recipe_setting(recipe: Recipe, lam: float = 0.0, width: float = 1.0) -> Setting:
