@@ -193,7 +193,7 @@ def test_the_result_is_that_of_the_network_that_is_deployed(tmp_path: Path) -> N
     first = train(small, tmp_path / "run")
     again = train(small, tmp_path / "run", resume=True)
     run = load_run(tmp_path / "run")
-    rows = evaluate(run, ["pgd-1"], evaluation_settings(small, [0.0, 1.0], [0.0]))
+    rows = evaluate(run, ["pgd-1"], evaluation_settings(small, [0.0, 1.0], [0.0])).rows
     assert first["robust_accuracy"] == again["robust_accuracy"] == rows[1]["robust_accuracy"]
     assert first["clean_accuracy"] == again["clean_accuracy"] == rows[0]["clean_accuracy"]
 
