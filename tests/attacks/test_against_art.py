@@ -101,9 +101,9 @@ def test_square(robust_network, digits) -> None:
     image, label = F.pad(digits[0], (0, 1, 0, 1)), digits[1]
     network = Corner(robust_network).eval()
     reference = evasion.SquareAttack(
-        classifier(network, image), norm=np.inf, max_iter=200, eps=0.1, batch_size=200, verbose=False
+        classifier(network, image), norm=np.inf, max_iter=300, eps=0.1, batch_size=200, verbose=False
     )
-    ours = run_attack(network, image, label, Square(0.1, queries=200)).robust_accuracy()
+    ours = run_attack(network, image, label, Square(0.1, queries=300)).robust_accuracy()
     assert ours == pytest.approx(theirs(network, image, label, reference, "linf", [0.1])[0], abs=POINT)
 
 
@@ -126,8 +126,7 @@ def test_carlini_wagner(plain_network, digits) -> None:
     ART's own CarliniL2Method descends in tanh space without Adam and stalls at pixels of 0 and 1: there it may only be
     no stronger than ours.
     """
-    few = (digits[1] == 3) | (digits[1] == 8)  # the reference takes a backward pass for each class there is
-    image, label = 0.1 + 0.8 * digits[0][few], digits[1][few]
+    image, label = 0.1 + 0.8 * digits[0][:24], digits[1][:24]  # the reference is slow
     victim, radii = classifier(plain_network, image), [0.2, 0.3, 0.4]
     result = run_attack(plain_network, image, label, CarliniWagner())
     net = evasion.ElasticNet(

@@ -22,7 +22,7 @@ def test_labels_flip_exactly_where_the_ball_reaches_the_boundary(linear, grey, b
     exact = boundary_distance(image, label, DUAL[norm])
     for factor, flips in ((0.999, False), (1.01, True)):
         for eps, x, y in zip(factor * exact, image, label, strict=True):
-            attack = ApgdTargeted(float(eps), norm) if kind == "targeted" else Apgd(float(eps), norm, kind)
+            attack = ApgdTargeted(float(eps), norm, 30) if kind == "targeted" else Apgd(float(eps), norm, kind, 30)
             assert bool(run_attack(linear, x[None], y[None], attack).fooled) is flips
 
 
