@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AttackBase": "deploytool.attacks.registry",
     "DeploytoolError": "deploytool.errors",
     "Recipe": "deploytool.recipe",
     "Session": "deploytool.runtime.session",
@@ -20,11 +21,14 @@ _HOME = {
     "export": "deploytool.export.artefact",
     "load_recipe": "deploytool.recipe",
     "load_run": "deploytool.training.run",
+    "make_attack": "deploytool.attacks.registry",
+    "run_attack": "deploytool.attacks.run",
     "specialize": "deploytool.runtime.specialize",
     "train": "deploytool.training.loop",
 }
 
 __all__ = [
+    "AttackBase",
     "DeploytoolError",
     "Recipe",
     "Session",
@@ -34,6 +38,8 @@ __all__ = [
     "export",
     "load_recipe",
     "load_run",
+    "make_attack",
+    "run_attack",
     "specialize",
     "train",
 ]
