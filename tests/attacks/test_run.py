@@ -166,3 +166,18 @@ def test_what_an_attack_spends_is_counted(linear, grey) -> None:
 
 def test_budgets_are_attacks() -> None:
     assert all(isinstance(small(name, 0.1, "l2"), Attack) for name in NAMES)
+
+
+def test_the_mean_answer_decides_on_a_network_that_draws_noise() -> None:
+    # logits (1, 0) with noise of deviation 1: one draw errs at 24 % of images, the mean of 100 at none
+    generator = torch.Generator().manual_seed(0)
+
+    def network(image: Tensor) -> Tensor:
+        clean = torch.stack([torch.ones(len(image)), torch.zeros(len(image))], 1) + 0 * image.sum((1, 2, 3))[:, None]
+        return clean + torch.randn(clean.shape, generator=generator)
+
+    image, label = torch.rand(200, 1, 2, 2), torch.zeros(200, dtype=torch.int64)
+    single, mean = (
+        run_attack(network, image, label, Pgd(0.0, 0.0, 1, eot_iter=passes)).robust_accuracy() for passes in (1, 100)
+    )
+    assert mean == 1 and single < 0.85
