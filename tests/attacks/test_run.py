@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from deploytool.attacks.apgd import Apgd, ApgdTargeted
 from deploytool.attacks.autoattack import AutoAttack
