@@ -108,6 +108,7 @@ def compare(
         "torch": torch.__version__,
         "models": [_with_time(row, seconds) for result in _first_seed(results) for row in result["models"]],
         "rows": _means(results),
+        "warnings": list(dict.fromkeys(warning for result in results for warning in result["warnings"])),
     }
 
 
@@ -124,7 +125,8 @@ def _result(name: str, recipe: Recipe, run: Path, device: str) -> Row:
     train(recipe, folder, resume=folder.exists(), device=device)
     trained = load_run(folder)
     attack = f"pgd-{recipe.attack.steps}"
-    rows = evaluate(trained, [attack], evaluation_settings(recipe), device=device).rows
+    found = evaluate(trained, [attack], evaluation_settings(recipe), device=device)
+    rows = found.rows
     if isinstance(recipe.method, PgdAtMethod):  # a model of its own for each lambda
         rows = [{**row, "lambda": recipe.method.lam} for row in rows]
     result = {
@@ -134,6 +136,7 @@ def _result(name: str, recipe: Recipe, run: Path, device: str) -> Row:
         "attack": attack,
         "rows": rows,
         "models": sizes(name, trained),
+        "warnings": [f"{name}: {finding.message}" for finding in found.findings],
     }
     write_json(record, result)
     return result

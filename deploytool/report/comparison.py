@@ -45,6 +45,8 @@ def render(document: Row, tablefmt: str = "simple") -> str:
         ("Cost of a model (Fig. 8 a and b)", _cost_table(document, tablefmt)),
     ):
         parts.append(f"{'## ' if tablefmt == 'github' else ''}{title}\n\n{table}")
+    if document["warnings"]:
+        parts.append("\n".join(["Warnings:", "", *(f"- {line}" for line in document["warnings"])]))
     return "\n\n".join(parts)
 
 

@@ -44,6 +44,9 @@ def sections(results: Result, tablefmt: str) -> list[tuple[str, str]]:
     evaluated = results["evaluate"]
     count = evaluated["rows"][0]["n"]
     parts = [(f"Accuracy on {count} test images", accuracy_table(evaluated["rows"], tablefmt))]
+    if evaluated["warnings"]:
+        warnings = "\n".join(f"- {warning['message']}" for warning in evaluated["warnings"])
+        parts.append(("Before you trust these figures", warnings))
     if "compare" in results:
         compared = results["compare"]
         title = f"Side by side: clean / robust ({compared['attack']}) accuracy"

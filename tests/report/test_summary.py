@@ -25,7 +25,7 @@ def measured(p50: float) -> dict[str, Any]:
 def results(**changes: Any) -> dict[str, Any]:
     rows = [row("fgsm", 0, 0.9, 0.5), row("pgd-7", 0, 0.9, 0.25)]
     whole = {
-        "evaluate": {"rows": rows, "alphas": {"conv1": 0.125}},
+        "evaluate": {"rows": rows, "warnings": [], "alphas": {"conv1": 0.125}},
         "compare": {
             "key": "method.noise",
             "attack": "pgd-7",
@@ -54,6 +54,11 @@ def table(found: dict[str, Any], title: str) -> list[list[str]]:
 @pytest.fixture
 def recipe() -> Recipe:
     return make_recipe({"name": "shown", "seed": 3, "method": {"name": "float"}, "evaluate": {"attacks": "fgsm,pgd-7"}})
+
+
+def test_warnings_stand_right_below_the_figures() -> None:
+    warned = {**results()["evaluate"], "warnings": [{"check": "frozen-noise", "message": "noise is frozen"}]}
+    assert ("Before you trust these figures", "- noise is frozen") == sections(results(evaluate=warned), "simple")[1]
 
 
 def test_every_stage_has_its_section() -> None:
