@@ -121,7 +121,7 @@ class Ladder:
                 Finding(
                     "does-not-fall-with-eps",
                     f"robust accuracy stays at {bounded[0]:.3f} while eps grows {RADII[-1] / RADII[0]:g}-fold on "
-                    f"{self.n} images{at}: gradients are masked",
+                    f"{self.n} images{at}: gradients are masked, or eps is too small to matter",
                 )
             )
         if pairs[-1][1] > tolerance:
@@ -218,8 +218,12 @@ def _compared(group: Mapping[str, Row]) -> list[Finding]:
                 f"{_best(single)} with one step, {_best(several)} with many{at}: gradients are masked",
             )
         )
-    steps = sorted((kind.steps, name) for name, kind in kinds.items() if kind.kind == "pgd" and kind.steps)
-    for (_, few), (_, many) in pairwise(steps):
+    ladders: dict[str, list[tuple[int, str]]] = {}
+    for name, kind in kinds.items():
+        if kind.kind == "pgd" and kind.steps:  # restarts or another step size would make it another attack
+            alike = {key: value for key, value in group[name]["budget"].items() if key != "steps"}
+            ladders.setdefault(repr(sorted(alike.items())), []).append((kind.steps, name))
+    for (_, few), (_, many) in (pair for ladder in ladders.values() for pair in pairwise(sorted(ladder))):
         if robust[many] > robust[few] + tolerance:
             found.append(
                 Finding(

@@ -52,6 +52,8 @@ def checks(rows: list[dict[str, Any]]) -> list[str]:
         ([row("fgsm", 0.4), row("pgd-20:target=next", 0.5, target_rate=0.3)], []),  # it wants one class alone
         ([row("pgd-1:restarts=5", 0.4), row("pgd-20", 0.5)], ["one-step-beats-many", "more-steps-do-worse"]),
         ([row("pgd-7", 0.4), row("pgd-20", 0.5)], ["more-steps-do-worse"]),
+        ([row("pgd-7", 0.4, budget={"steps": 7}), row("pgd-20", 0.5, budget={"steps": 20})], ["more-steps-do-worse"]),
+        ([row("pgd-7:restarts=9", 0.4, budget={"restarts": 9}), row("pgd-20", 0.5, budget={"restarts": 1})], []),
         ([row("pgd-7", 0.5, **{"lambda": 0.0}), row("pgd-20", 0.6, **{"lambda": 1.0})], []),  # two settings
         ([row("pgd-7", 0.5, **{"lambda": 0.0}, noise="frozen")], []),  # no noise at lambda 0
         ([row("pgd-7", 0.5, **{"lambda": 0.2}, noise="frozen")], ["frozen-noise"]),
