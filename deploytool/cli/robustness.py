@@ -133,7 +133,7 @@ def verify(examples: Path, target: Path, lam: float | None, width: float | None,
     result, record = verify_examples(examples, target, lam, width, choose_device(device))
     document = verification_document(examples, result, record)
     emit(document, as_json, lambda: key_values(document))
-    if not result.sound or (result.same_model and not result.holds):
+    if not result.sound or (result.same_model and document["holds"] is False):
         raise InputError(f"{examples}: what it says does not hold; attack again with evaluate --save")
 
 

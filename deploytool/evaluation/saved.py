@@ -16,10 +16,10 @@ from deploytool.attacks.store import (
     verify,
 )
 from deploytool.data.images import Images
-from deploytool.errors import DataError, DeploytoolError
+from deploytool.errors import DataError, DeploytoolError, InputError
 from deploytool.evaluation.accuracy import answering, setting_columns, setting_of
 from deploytool.models.conditional import ConditionalModel
-from deploytool.models.setting import Setting
+from deploytool.models.setting import Setting, check_lambda
 from deploytool.training.run import load_run
 
 
@@ -79,6 +79,10 @@ def verify_examples(
         network = file_network(target, columns["lambda"], width)
         return verify(examples, network, file_digest(target)), examples.record
     run = load_run(target)
+    if lam is not None:
+        check_lambda(lam)
+        if not run.model.is_conditional:
+            raise InputError(f"{target} takes no lambda; leave --lambda out")
     try:
         setting = setting_of(columns)
     except (DeploytoolError, TypeError):
@@ -94,6 +98,13 @@ def verify_examples(
 
 
 def verification_document(file: Path, result: Verification, record: dict[str, Any]) -> dict[str, Any]:
-    """For a JSON document: what was found, beside what was attacked."""
+    """For a JSON document: what was found, beside what was attacked; `holds` is None where nothing could repeat it."""
     keys = ("attack", "norm", "eps", "seed", "setting")
-    return {"file": str(file), **{key: record.get(key) for key in keys}, **asdict(result), "holds": result.holds}
+    holds = None if result.same_model and _redraws(record) else result.holds
+    return {"file": str(file), **{key: record.get(key) for key in keys}, **asdict(result), "holds": holds}
+
+
+def _redraws(record: dict[str, Any]) -> bool:
+    """Whether the network attacked drew its noise with every answer, so that it answers otherwise now."""
+    setting = record.get("setting")
+    return isinstance(setting, dict) and setting.get("noise") == "redrawn" and bool(setting.get("lambda"))

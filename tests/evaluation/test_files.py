@@ -114,6 +114,22 @@ def test_kept_examples_hold_for_the_run_that_was_attacked(trained_run, saved: Pa
     assert found["setting"]["lambda_threshold"] == 0.5 and found["attack"] == "pgd-3" and found["eps"] == 0.2
 
 
+def test_a_network_that_draws_noise_anew_is_held_to_no_answer(trained_run, tmp_path: Path) -> None:
+    setting = Setting(1.0, conditioning="interpolate", noise="redrawn")
+    evaluate(trained_run, ["pgd-3"], [setting], images=60, save=tmp_path, checks=False)
+    found = document(run("verify", tmp_path / "pgd-3-lambda-1-interpolate.npz", trained_run.path, "--json"))
+    assert found["holds"] is None and found["same_model"]
+
+
+@pytest.mark.parametrize(("lam", "words"), [("7", "lambda (=7) must be"), ("nan", "lambda (=nan)")])
+def test_a_wrong_lambda_is_not_blamed_on_the_file(trained_run, saved: Path, lam: str, words: str) -> None:
+    assert words in run("verify", saved, trained_run.path, "--lambda", lam).stderr
+
+
+def test_a_run_without_lambda_is_given_none(plain_run, saved: Path) -> None:
+    assert "takes no lambda" in run("verify", saved, plain_run.path, "--lambda", "0.5").stderr
+
+
 def test_another_network_is_told_what_transfers(trained_run, plain_run, trained_file: Path, saved: Path) -> None:
     other = document(run("verify", saved, plain_run.path, "--json"))
     assert other["same_model"] is False
