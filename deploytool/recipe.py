@@ -295,7 +295,7 @@ class RobustnessSection(Section):
     train_images: int = Field(5000, ge=0, description="training images attacked, by each attack, for retraining")
     retrain_epochs: int = Field(10, ge=1, le=100000, description="epochs on the training set with them")
     stability_images: int = Field(1000, ge=0, description="test images whose attribution maps are compared; 0: none")
-    activations: Annotated[list[float], BeforeValidator(parse_names)] = Field(
+    activations: Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], BeforeValidator(parse_names)] = Field(
         [0.0, 1e-7, 1e-6, 1e-5, 1e-4], description="eq. 5's lambdas for the single-layer CNN of Fig. 1; may be empty"
     )
 

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from deploytool.atomic import write_json
-from deploytool.attacks.store import load_adversarial
+from deploytool.attacks.registry import make_attack, recipe_base
+from deploytool.attacks.store import load_adversarial, state_digest
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Dataset, Images
-from deploytool.errors import RecipeError
+from deploytool.errors import DataError, RecipeError
 from deploytool.evaluation import deployed, evaluate
 from deploytool.evaluation.accuracy import clean_accuracy
 from deploytool.explain.study import Plan, stability
@@ -68,15 +69,13 @@ def robustness(
         beside them, which is None for one seed.
 
     Raises:
-        RecipeError: a backbone is unknown. DataError: the data set cannot be loaded.
+        RecipeError: a backbone is unknown, or the study cannot be. InputError: an attack cannot be.
+        DataError: the data set cannot be loaded.
     """
     section = recipe.robustness
     archs = section.archs or [recipe.model.arch]
     data = load_dataset(recipe.data)
-    for arch in archs:
-        build_backbone(arch, data.info)  # refuses before anything is trained
-    if recipe.model.weights is not None and archs != [recipe.model.arch]:
-        raise RecipeError("robustness.archs must be left out where model.weights is given: they fit model.arch alone")
+    _refuse_early(recipe, archs, data)
     units = []
     for arch in archs:
         for name in section.regularizations:
@@ -108,6 +107,22 @@ def robustness(
         "densities": means(dense, ("activation",)),
         "warnings": [warning for unit in units for warning in unit["warnings"]],
     }
+
+
+def _refuse_early(recipe: Recipe, archs: Sequence[str], data: Dataset) -> None:
+    """Raise what would else be found after hours of training."""
+    section = recipe.robustness
+    for arch in archs:
+        build_backbone(arch, data.info)
+    if recipe.model.weights is not None and archs != [recipe.model.arch]:
+        raise RecipeError("robustness.archs must be left out where model.weights is given: they fit model.arch alone")
+    for name in section.attacks:
+        make_attack(name, recipe_base(recipe))
+    if section.activations and not recipe.optimizer.epochs:
+        raise RecipeError("robustness.activations must be [] where optimizer.epochs is 0: Fig. 1 is about training")
+    places = [_slug(name) for name in section.regularizations]
+    if len(set(places)) < len(places):
+        raise RecipeError(f"robustness.regularizations: two names would share a folder ({', '.join(places)})")
 
 
 def _variant(recipe: Recipe, arch: str, name: str, seed: int) -> Recipe:
@@ -214,13 +229,27 @@ def _attack(
     run: Run, setting: Setting, attacks: Sequence[str], place: Path, split: Any, images: int | None, device: str
 ) -> list[Row]:
     """Evaluation rows of attacks whose adversarial images are kept; read back where they were made before."""
-    file = place / "rows.json"
-    if file.exists():
-        rows: list[Row] = json.loads(file.read_text(encoding="utf-8"))
-        return rows
+    kept = _kept(place, attacks, state_digest(run.model.state_dict()))
+    if kept is not None:
+        return kept
     rows = evaluate(run, attacks, [setting], images, device, save=place, split=split, checks=False).rows
-    write_json(file, rows)
+    write_json(place / "rows.json", rows)
     return rows
+
+
+def _kept(place: Path, attacks: Sequence[str], digest: str) -> list[Row] | None:
+    """The rows of a folder, where they are of these attacks on that very network; else None.
+
+    `first` may have been deleted and trained again: images that fooled another network say nothing of this one.
+    """
+    try:
+        rows = json.loads((place / "rows.json").read_text(encoding="utf-8"))
+        if [row["attack"] for row in rows] != list(dict.fromkeys(attacks)):
+            return None
+        found = [{**row, "file": str(place / Path(row["file"]).name)} for row in rows]  # the folder may have moved
+        return found if all(load_adversarial(row["file"]).record["model"] == digest for row in found) else None
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None
 
 
 def _accuracy_on(run: Run, setting: Setting, file: str, device: str) -> float:

@@ -1,6 +1,7 @@
 """The study of robustness: its rows, its files, its going on after an interruption, and its means by hand."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import deploytool.robustness as study
-from deploytool.attacks.store import load_adversarial
+from deploytool.attacks.store import load_adversarial, state_digest
 from deploytool.cli import cli
 from deploytool.data.datasets import load_dataset
-from deploytool.errors import RecipeError
+from deploytool.errors import InputError, RecipeError
 from deploytool.evaluation.accuracy import clean_accuracy
 from deploytool.models.setting import Setting
 from deploytool.recipe import load_recipe
@@ -98,6 +99,27 @@ def test_a_second_call_computes_nothing_and_another_recipe_does(done, monkeypatc
     assert trained == [str(folder / "single-layer-cnn-activation-0.01-seed0" / "first")]
 
 
+def test_images_of_another_network_are_made_anew(done, tmp_path: Path) -> None:
+    folder = shutil.copytree(done[0], tmp_path / "study")
+    place, recipe = folder / "resnet8-base-seed0", [*SMALL, "robustness.regularizations={base: {}}"]
+    shutil.rmtree(place)
+    shutil.copytree(folder / "resnet8-L1-seed0" / "adversarial", place / "adversarial")  # left of another network
+    result = robustness(load_recipe(RECIPE, [*recipe, "robustness.activations=[]"]), folder)
+    assert result["rows"] == done[1]["rows"][:2]
+
+
+def test_images_are_found_where_the_folder_is_now(done, tmp_path: Path) -> None:
+    folder, _ = done
+    attacks = ["fgsm", "deepfool"]
+    place = shutil.copytree(folder / "resnet8-base-seed0", tmp_path / "moved") / "adversarial" / "test"
+    digest = state_digest(load_run(place.parents[1] / "first").model.state_dict())
+    kept = study._kept(place, attacks, digest)
+    assert kept is not None and [row["file"] for row in kept] == [str(place / f"{name}.npz") for name in attacks]
+    assert study._kept(place, ["fgsm"], digest) is None and study._kept(place, attacks, "another") is None
+    (place / "fgsm.npz").write_bytes(b"PK")
+    assert study._kept(place, attacks, digest) is None
+
+
 def test_means_by_hand() -> None:
     rows = [
         {"arch": "a", "seed": 0, "x": 1.0, "eps": 0.1, "n": 5},
@@ -119,10 +141,14 @@ def test_deviations_over_seeds_are_shown(done) -> None:
     ("overrides", "words"),
     [
         (["robustness.archs=[resnet9]"], "resnet9"),
+        (["robustness.attacks=[fgsm, pgd-5:eps=7]"], "eps"),
+        (["optimizer.epochs=0"], "activations"),
+        (["robustness.regularizations={a b: {}, a-b: {}}"], "share a folder"),
+        (["robustness.activations=[-1]"], "activations"),
         (["model.weights=x.npz", "robustness.archs=[resnet8, vgg16]"], "model.weights"),
     ],
 )
 def test_what_cannot_work_is_refused_first(tmp_path: Path, overrides, words) -> None:
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises((RecipeError, InputError), match=words):
         robustness(load_recipe(RECIPE, [*SMALL, *overrides]), tmp_path / "x")
     assert not (tmp_path / "x").exists()
