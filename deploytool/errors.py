@@ -4,6 +4,7 @@
     ├── MissingExtraError    a feature needs packages that are not installed
     ├── RecipeError          the recipe, or an override of it, says something that is not allowed
     ├── DataError            a data set is absent, broken or of the wrong shape
+    ├── LabelError           a label map, or what it is built from, cannot be used
     ├── RunError             a run directory cannot be used as asked
     │   └── CheckpointError  its checkpoint is damaged or belongs to another model
     ├── ArtefactError        a file is not a model that deploytool exported
@@ -30,6 +31,10 @@ class RecipeError(DeploytoolError):
 
 class DataError(DeploytoolError):
     """A data set is absent, broken or of the wrong shape."""
+
+
+class LabelError(DeploytoolError):
+    """A label map, or what it is built from, cannot be used."""
 
 
 class RunError(DeploytoolError):
