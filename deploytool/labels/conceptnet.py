@@ -22,6 +22,7 @@ from deploytool.labels.lines import EndsEarlyError, read_lines, size_in_blocks
 from deploytool.labels.relations import RELATIONS
 from deploytool.labels.subjects import Subjects
 from deploytool.progress import progress_bar
+
 TAB = b"\t"
 
 
@@ -47,7 +48,9 @@ class Counts:
         """Lines for a person: what was skipped, and that the file ends early."""
         notes = []
         if self.skipped:
-            notes.append(f"{file}: {self.skipped} of {self.lines} lines were skipped; the first is {self.first_skipped}")
+            notes.append(
+                f"{file}: {self.skipped} of {self.lines} lines were skipped; the first is {self.first_skipped}"
+            )
         if self.ends_early:
             notes.append(f"{file} ends early: {self.ends_early}; the {self.lines} lines before that were used")
         return notes
@@ -100,9 +103,7 @@ def synonyms_from_dump(
     return found
 
 
-def _read(
-    file: Path, subjects: Subjects, language: str, wanted: frozenset[bytes], take: Take, strict: bool
-) -> Counts:
+def _read(file: Path, subjects: Subjects, language: str, wanted: frozenset[bytes], take: Take, strict: bool) -> Counts:
     """Call `take` with each statement that has a wanted relation and a class's name at one end."""
     started = time.perf_counter()
     number = skipped = 0

@@ -153,7 +153,9 @@ class _Client:
         path, _, query = str(following)[:2000].removeprefix(self.fetcher.base).partition("?")
         ours = target.partition("?")[0]
         if urllib.parse.unquote(path) != urllib.parse.unquote(ours) or not query.isascii() or set(query) & set(" #"):
-            raise LabelError(f"{self.fetcher.base}{target} names {str(following)[:100]!r} as its next page; not followed")
+            raise LabelError(
+                f"{self.fetcher.base}{target} names {str(following)[:100]!r} as its next page; not followed"
+            )
         return f"{ours}?{query}"
 
 

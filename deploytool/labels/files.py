@@ -113,9 +113,7 @@ def to_yaml(labels: LabelMap) -> str:
     }
     # default_flow_style=None writes the innermost mappings as {...}
     return str(
-        yaml.dump(
-            document, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=1 << 16, allow_unicode=True
-        )
+        yaml.dump(document, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=1 << 16, allow_unicode=True)
     )
 
 
@@ -159,7 +157,9 @@ def _node(events: Iterator[Any], event: Any, depth: int) -> Any:
 
 def _classes(document: Any) -> dict[str, list[Label]]:
     if not isinstance(document, dict):
-        raise _RefusedError(f"must be a mapping of classes to labels, as in panda: [animal, paws]; it is {_kind(document)}")
+        raise _RefusedError(
+            f"must be a mapping of classes to labels, as in panda: [animal, paws]; it is {_kind(document)}"
+        )
     if not isinstance(document.get("classes"), dict):
         for key, value in document.items():  # the smallest form: classes alone
             if isinstance(value, dict):
@@ -179,7 +179,9 @@ def _labels(name: str, entries: Any, common: dict[str, str]) -> list[Label]:
     if entries is None:
         return []  # LabelMap says which class has none
     if not isinstance(entries, list):
-        raise _RefusedError(f"labels of class {_short(name)} must be a list, as in [animal, paws]; it is {_kind(entries)}")
+        raise _RefusedError(
+            f"labels of class {_short(name)} must be a list, as in [animal, paws]; it is {_kind(entries)}"
+        )
     return [_label(f"class {_short(name)}, label {index}", entry, common) for index, entry in enumerate(entries, 1)]
 
 

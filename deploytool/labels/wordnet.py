@@ -199,7 +199,9 @@ class _Files:
             return known
         kind = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}.get(part)
         if kind is None:
-            raise LabelError(f"{self.home}: part of speech (={part[:20]!r}) must be n, v, a, s or r; install WordNet again")
+            raise LabelError(
+                f"{self.home}: part of speech (={part[:20]!r}) must be n, v, a, s or r; install WordNet again"
+            )
         file = self.home / f"data.{kind}"
         try:
             if kind not in self._open:
@@ -230,7 +232,9 @@ def _parse(line: bytes, offset: int) -> Synset:
         raise ValueError(line)
     for word in words:
         Label(clean(_plain(word)))  # whether it can be a label
-    return Synset(words, tuple((pointers[i], int(pointers[i + 1]), pointers[i + 2]) for i in range(0, len(pointers), 4)))
+    return Synset(
+        words, tuple((pointers[i], int(pointers[i + 1]), pointers[i + 2]) for i in range(0, len(pointers), 4))
+    )
 
 
 def _plain(word: str) -> str:
