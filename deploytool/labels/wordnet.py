@@ -10,15 +10,15 @@
 A label is the first word of a synset, its most common one; the gloss is not used.
 
 Weights are w = 2 / d, where d is the number of pointers from the class to the label: 2 for its own parts and the
-next more general term, 1 for their parts and the one after it. ConceptNet, too, gives statements of WordNet weight 2 and
-knows those with d = 1 alone, so that weights from both can be compared.
+next more general term, 1 for their parts and the one after it. ConceptNet, too, gives statements of WordNet weight 2
+and knows those with d = 1 alone, so that weights from both can be compared.
 
 Source of the format: wndb(5WN), WordNet 3.0, Princeton University, 2006; Miller, "WordNet: A Lexical Database for
 English", CACM 38(11), 1995.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -28,7 +28,7 @@ from deploytool.labels.gathering import Gathering
 from deploytool.labels.label_map import Label, LabelMap, clean, enumerated
 from deploytool.labels.subjects import Subjects
 
-LICENCE = "WordNet-3.0"
+LICENCE = "WordNet"  # Princeton's own, permissive one; it heads every data file
 PLACES = ("", "dict", "corpora/wordnet", "wordnet")  # of the files below the folder that is given
 HYPERNYMS = ("@", "@i")
 RELATION_OF = {"%m": "HasA", "%s": "HasA", "%p": "HasA", "#m": "PartOf", "#s": "PartOf", "#p": "PartOf",
@@ -96,7 +96,7 @@ def labels_from_wordnet(
     return gathering.finish(str(folder)), counts
 
 
-def parse_senses(pairs: Mapping[str, str] | list[str] | tuple[str, ...]) -> dict[str, int]:
+def parse_senses(pairs: Iterable[str]) -> dict[str, int]:
     """Read `crane=2` into class -> number of the sense.
 
     Raises:
@@ -214,7 +214,7 @@ class _Files:
             synset = _parse(line, offset)
         except (ValueError, IndexError, LabelError):
             raise LabelError(
-                f"{file} has no synset at byte {offset}, but {line[:40]!r}; its files are damaged or of different versions"
+                f"{file} has no synset at byte {offset}, but {line[:40]!r}; files are damaged or of different versions"
             ) from None
         self.read += 1
         self._known[offset, part] = synset
