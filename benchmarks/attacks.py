@@ -18,7 +18,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="--agreement: so many, from --seed on; their mean counts")
     arguments = parser.parse_args()
     if (arguments.weights is None) != (arguments.data is None):
         parser.error("--weights and --data belong together: a trained network and images that it knows")
@@ -99,7 +100,7 @@ def main() -> None:
         print(f"torch {torch.__version__}, ART {importlib.metadata.version('adversarial-robustness-toolbox')},")
         print(f"Python {platform.python_version()}, {processor()}, {arguments.threads} of {os.cpu_count()} CPUs\n")
         if arguments.agreement:
-            agreement(subject, arguments.seed, arguments.only)
+            agreement(subject, range(arguments.seed, arguments.seed + arguments.seeds), arguments.only)
             if not arguments.only:
                 randomised(subject, arguments.seed)
         else:
@@ -161,8 +162,8 @@ def memory(subject: Subject, seed: int) -> None:
     print(f"growth from the second batch to the last: {held[-1] - held[1]:.1f} MB")
 
 
-def agreement(subject: Subject, seed: int, only: str = "") -> None:
-    """Print robust accuracies of ours and ART's, attack by attack."""
+def agreement(subject: Subject, seeds: Sequence[int], only: str = "") -> None:
+    """Print robust accuracies of ours and ART's, attack by attack, means over the seeds."""
     half = PIXEL / 2
     fgsm = (
         "FGSM",
@@ -183,9 +184,13 @@ def agreement(subject: Subject, seed: int, only: str = "") -> None:
     ]
     rows, largest = [], 0.0
     for at, pair in (case for case in cases if only in case[1].what):
-        result = run_attack(at.network, at.image, at.label, pair.ours, seed)
-        for radius, theirs in zip(pair.radii, accuracies(at, pair), strict=True):
-            ours = result.robust_accuracy(radius)
+        found = []
+        for seed in seeds:
+            np.random.seed(seed)
+            result = run_attack(at.network, at.image, at.label, pair.ours, seed)
+            found.append([[result.robust_accuracy(radius) for radius in pair.radii], accuracies(at, pair)])
+        means = np.mean(found, axis=0).T
+        for radius, (ours, theirs) in zip(pair.radii, means, strict=True):
             size = f"{radius / PIXEL:g}/255" if pair.ours.norm == "linf" else f"{radius:g}"
             points = 100 * (ours - theirs)
             largest = max(largest, abs(points))

@@ -15,19 +15,23 @@ Reference: D. Schwartz, Y. Alparslan, E. Kim, Regularization and sparsity for ad
 attribution, sections 4.1 to 4.3.
 """
 
+import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deploytool.atomic import write_json
+from deploytool.atomic import write_json, write_text
 from deploytool.attacks.registry import make_attack, recipe_base
-from deploytool.attacks.store import load_adversarial, state_digest
+from deploytool.attacks.store import load_adversarial
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Dataset, Images
+from deploytool.digests import state_digest
 from deploytool.errors import DataError, RecipeError
 from deploytool.evaluation import deployed, evaluate
 from deploytool.evaluation.accuracy import clean_accuracy
@@ -35,7 +39,7 @@ from deploytool.explain.study import Plan, stability
 from deploytool.models.factory import recipe_setting
 from deploytool.models.registry import build_backbone
 from deploytool.models.setting import Setting
-from deploytool.recipe import Recipe, make_recipe
+from deploytool.recipe import Recipe, RobustnessSection, make_recipe
 from deploytool.training.density import density_metrics
 from deploytool.training.loop import train
 from deploytool.training.run import Run, checkpoint_path, load_run
@@ -72,24 +76,30 @@ def robustness(
         RecipeError: a backbone is unknown, or the study cannot be. InputError: an attack cannot be.
         DataError: the data set cannot be loaded.
     """
-    section = recipe.robustness
+    section, folder = recipe.robustness, folder.resolve()  # runs keep paths: another working directory may go on
     archs = section.archs or [recipe.model.arch]
     data = load_dataset(recipe.data)
     _refuse_early(recipe, archs, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
     units = []
     for arch in archs:
         for name in section.regularizations:
             for seed in seeds:
                 announce(f"{arch}, {name}, seed {seed} ...")
-                units.append(_unit(_variant(recipe, arch, name, seed), name, data, folder, device))
+                place = folder / _slug(f"{arch}-{name}-seed{seed}")
+                units.append(_unit(_variant(recipe, arch, name, seed), name, section, data, place, device))
     dense = []
     for lam in section.activations:
         for seed in seeds:
             announce(f"{SINGLE}, activation lambda {lam:g}, seed {seed} ...")
-            dense.append(_dense(_sparse_coding(recipe, lam, seed), data, folder, device))
+            place = folder / _slug(f"{SINGLE}-activation-{lam:g}-seed{seed}")
+            dense.append(_dense(_sparse_coding(recipe, lam, seed), data, place, device))
     test = data.test.head(recipe.evaluate.images)
     return {
         "recipe": recipe.name,
+        "digest": recipe.digest(),
+        "command": f"deploytool robustness {folder / 'recipe.yaml'} --seeds {','.join(map(str, seeds))}",
         "data": recipe.data.name,
         "n": len(test),
         "train_n": len(data.train),
@@ -98,7 +108,10 @@ def robustness(
         "retrain_epochs": section.retrain_epochs,
         "seeds": list(seeds),
         "device": device,
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "captum": version("captum"),
         "rows": means([row for unit in units for row in unit["rows"]], ("arch", "regularization", "attack")),
         "networks": means([unit["network"] for unit in units], ("arch", "regularization")),
         "stability": means(
@@ -126,78 +139,88 @@ def _refuse_early(recipe: Recipe, archs: Sequence[str], data: Dataset) -> None:
 
 
 def _variant(recipe: Recipe, arch: str, name: str, seed: int) -> Recipe:
-    """The recipe of one backbone, regularisation and seed."""
+    """The recipe of one backbone, regularisation and seed; the rest of the study is not part of it."""
     penalty = recipe.robustness.regularizations[name].model_dump(mode="json")
-    document = recipe.model_dump(mode="json", by_alias=True) | {"regularization": penalty, "seed": seed}
+    document = _alone(recipe) | {"regularization": penalty, "seed": seed}
     document["model"]["arch"] = arch
     return make_recipe(document)
 
 
 def _sparse_coding(recipe: Recipe, lam: float, seed: int) -> Recipe:
     """The single-layer CNN of Fig. 1 at one lambda of eq. 5, trained plainly."""
-    document = recipe.model_dump(mode="json", by_alias=True)
+    document = _alone(recipe)
     document |= {"regularization": {"activation": lam}, "seed": seed, "method": {"name": "standard"}, "sparsity": None}
     document["model"] = {"arch": SINGLE}
     document["data"]["adversarial"] = []
     return make_recipe(document)
 
 
-def _unit(recipe: Recipe, name: str, data: Dataset, folder: Path, device: str) -> Row:
+def _alone(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's document without its study: units stay what they are when backbones or penalties are added."""
+    document = recipe.model_dump(mode="json", by_alias=True)
+    del document["robustness"]
+    return document
+
+
+def _unit(recipe: Recipe, name: str, section: RobustnessSection, data: Dataset, place: Path, device: str) -> Row:
     """Everything about one backbone, regularisation and seed."""
-    place = folder / _slug(f"{recipe.model.arch}-{name}-seed{recipe.seed}")
-    record = _read(place / "record.json", recipe)
+    key = _key(recipe, section)
+    record = _read(place / "record.json", key)
     if record is not None:
         return record
+    test, setting = data.test.head(recipe.evaluate.images), deployed(recipe_setting(recipe))
+    where = {"arch": recipe.model.arch, "regularization": name}
     first = _trained(recipe, place / "first", device)
-    setting = deployed(recipe_setting(recipe))
-    section, where = recipe.robustness, {"arch": recipe.model.arch, "regularization": name}
-    before = _attack(
-        first, setting, section.attacks, place / "adversarial" / "test", "test", recipe.evaluate.images, device
-    )
-    document = recipe.model_dump(mode="json", by_alias=True)
-    if section.train_images:
-        kept = _attack(
-            first, setting, section.attacks, place / "adversarial" / "train", "train", section.train_images, device
-        )
-        document["data"]["adversarial"] += [row["file"] for row in kept]
-    document["model"] |= {"weights": str(place / "first")}
-    document["optimizer"]["epochs"] = section.retrain_epochs
-    retrained = _trained(make_recipe(document), place / "retrained", device)
+    before = _attack(first, setting, section.attacks, place / "adversarial" / "test", "test", len(test), device)
+    retrained = _retrained(recipe, section, first, setting, place, device)
     after = evaluate(retrained, section.attacks, [setting], device=device)
-    test = data.test.head(recipe.evaluate.images)
     rows = []
-    for old, new in zip(before, after.rows, strict=True):
+    for old, new in zip(before["rows"], after.rows, strict=True):
         rows.append({
             **where,
             "attack": new["attack"],
             "norm": new["norm"],
             "eps": new["eps"],
             "before": old["robust_accuracy"],
+            "before_any": _accuracy_on(first, setting, old["file"], device),
             "saved": _accuracy_on(retrained, setting, old["file"], device),
             "white_box": new["robust_accuracy"],
         })  # fmt: skip
+    found = {"before": before["warnings"], "retrained": [finding.message for finding in after.findings]}
     result = {
-        "recipe": _key(recipe),
+        "recipe": key,
         "rows": rows,
         "network": {
             **where,
-            "clean": before[0]["clean_accuracy"],
+            "clean": before["rows"][0]["clean_accuracy"],
             "clean_retrained": after.rows[0]["clean_accuracy"],
             **_sparsity(first, test),
         },
-        "stability": [{**where, **row} for row in _stability(first, setting, device)],
-        "warnings": [f"{recipe.model.arch}, {name}: {finding.message}" for finding in after.findings],
+        "stability": [{**where, **row} for row in _stability(first, section.stability_images, setting, device)],
+        "warnings": [f"{recipe.model.arch}, {name}, {when}: {line}" for when, lines in found.items() for line in lines],
     }
     write_json(place / "record.json", result)
     return result
 
 
-def _dense(recipe: Recipe, data: Dataset, folder: Path, device: str) -> Row:
+def _retrained(
+    recipe: Recipe, section: RobustnessSection, first: Run, setting: Setting, place: Path, device: str
+) -> Run:
+    """The first network, trained on with attacked training images added (section 4.2)."""
+    document = recipe.model_dump(mode="json", by_alias=True)
+    if section.train_images:
+        folder = place / "adversarial" / "train"
+        kept = _attack(first, setting, section.attacks, folder, "train", section.train_images, device)
+        document["data"]["adversarial"] += [row["file"] for row in kept["rows"]]
+    document["model"] |= {"weights": str(place / "first")}
+    document["optimizer"]["epochs"] = section.retrain_epochs
+    return _trained(make_recipe(document), place / "retrained", device)
+
+
+def _dense(recipe: Recipe, data: Dataset, place: Path, device: str) -> Row:
     """One lambda of Fig. 1."""
     assert recipe.regularization is not None
-    lam = recipe.regularization.activation
-    place = folder / _slug(f"{SINGLE}-activation-{lam:g}-seed{recipe.seed}")
-    record = _read(place / "record.json", recipe)
+    record = _read(place / "record.json", recipe.digest())
     if record is not None:
         return record
     run = _trained(recipe, place / "first", device)
@@ -205,8 +228,8 @@ def _dense(recipe: Recipe, data: Dataset, folder: Path, device: str) -> Row:
     with run.model.to(device).network(Setting()) as network:
         accuracy = clean_accuracy(network, test, device)
     result = {
-        "recipe": _key(recipe),
-        "activation": lam,
+        "recipe": recipe.digest(),
+        "activation": recipe.regularization.activation,
         "train_accuracy": run.checkpoint.history[-1]["train_clean_accuracy"],
         "test_accuracy": accuracy,
         "density": _sparsity(run, test)["activity_ratio"],
@@ -226,28 +249,32 @@ def _trained(recipe: Recipe, place: Path, device: str) -> Run:
 
 
 def _attack(
-    run: Run, setting: Setting, attacks: Sequence[str], place: Path, split: Any, images: int | None, device: str
-) -> list[Row]:
-    """Evaluation rows of attacks whose adversarial images are kept; read back where they were made before."""
+    run: Run, setting: Setting, attacks: Sequence[str], place: Path, split: Any, images: int, device: str
+) -> Row:
+    """`rows`, and `warnings` of test images, of attacks whose images are kept; read back where they were made."""
     kept = _kept(place, attacks, state_digest(run.model.state_dict()))
     if kept is not None:
         return kept
-    rows = evaluate(run, attacks, [setting], images, device, save=place, split=split, checks=False).rows
-    write_json(place / "rows.json", rows)
-    return rows
+    found = evaluate(run, attacks, [setting], images, device, save=place, split=split, checks=split == "test")
+    result = {"rows": found.rows, "warnings": [finding.message for finding in found.findings]}
+    write_json(place / "rows.json", result)
+    return result
 
 
-def _kept(place: Path, attacks: Sequence[str], digest: str) -> list[Row] | None:
-    """The rows of a folder, where they are of these attacks on that very network; else None.
+def _kept(place: Path, attacks: Sequence[str], digest: str) -> Row | None:
+    """What a folder holds, where it is of these attacks on that very network; else None.
 
     `first` may have been deleted and trained again: images that fooled another network say nothing of this one.
     """
     try:
-        rows = json.loads((place / "rows.json").read_text(encoding="utf-8"))
-        if [row["attack"] for row in rows] != list(dict.fromkeys(attacks)):
+        kept: Row = json.loads((place / "rows.json").read_text(encoding="utf-8"))
+        if [row["attack"] for row in kept["rows"]] != list(dict.fromkeys(attacks)):
             return None
-        found = [{**row, "file": str(place / Path(row["file"]).name)} for row in rows]  # the folder may have moved
-        return found if all(load_adversarial(row["file"]).record["model"] == digest for row in found) else None
+        rows = [
+            {**row, "file": str(place / Path(row["file"]).name)} for row in kept["rows"]
+        ]  # the folder may have moved
+        sound = all(load_adversarial(row["file"]).record["model"] == digest for row in rows)
+        return {**kept, "rows": rows} if sound else None
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
 
@@ -264,48 +291,49 @@ def _sparsity(run: Run, test: Images) -> Row:
     return {key: metrics[key] for key in ("activity_ratio", "zero_weights", "near_zero_weights")}
 
 
-def _stability(run: Run, setting: Setting, device: str) -> list[Row]:
+def _stability(run: Run, images: int, setting: Setting, device: str) -> list[Row]:
     """Table 2: how far the maps move, for patches of 4 and of 2 pixels, and under a blur of sigma 0.5."""
-    count = run.recipe.robustness.stability_images
-    if not count:
+    if not images:
         return []
     keys = ("attribution", "change", "ssd_mean", "ssd_std", "ssd_unrelated_mean", "constant_maps", "n")
-    return [{key: row[key] for key in keys} for row in stability(run, Plan(images=count), [setting], device)["rows"]]
+    return [{key: row[key] for key in keys} for row in stability(run, Plan(images=images), [setting], device)["rows"]]
 
 
 def means(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
     """Rows of equal keys as one: numbers become their mean, with the standard deviation over seeds as NAME_std.
 
-    `n`, `eps` and text stay as they are; the deviation is None where there is one row.
+    `n`, `eps`, text, and `ssd_std` (a deviation over images) stay as they are but for their mean; the deviation is None
+    where there is one row. Values that are None are left out.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     merged = []
     for group in groups.values():
-        line = dict(group[0])
-        line.pop("recipe", None)
-        for name in [name for name, value in line.items() if isinstance(value, float) and name not in (*keys, "eps")]:
-            values = [row[name] for row in group]
-            line[name] = float(np.mean(values))
-            line[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        line = {name: value for name, value in group[0].items() if name != "recipe"}
+        for name in line:
+            values = [row[name] for row in group if isinstance(row[name], float)]
+            if values and name not in (*keys, "eps"):
+                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+                line = {**line, name: float(np.mean(values))}
+                line |= {} if name.endswith("_std") else {f"{name}_std": deviation}
         merged.append(line)
     return merged
 
 
-def _read(file: Path, recipe: Recipe) -> Row | None:
+def _read(file: Path, key: str) -> Row | None:
     """What a finished unit found, where it is of this recipe."""
     try:
         record: Row = json.loads(file.read_text(encoding="utf-8"))
-        return record if record["recipe"] == _key(recipe) else None
+        return record if record["recipe"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _key(recipe: Recipe) -> str:
+def _key(recipe: Recipe, section: RobustnessSection) -> str:
     """Digest of what a unit depends on: the other regularisations and backbones of the study are none of it."""
-    section = recipe.robustness.model_copy(update={"archs": None, "regularizations": {}, "activations": []})
-    return recipe.model_copy(update={"robustness": section}).digest()
+    own = section.model_dump(mode="json", exclude={"archs", "regularizations", "activations"})
+    return hashlib.sha256(f"{recipe.digest()} {json.dumps(own, sort_keys=True)}".encode()).hexdigest()[:16]
 
 
 def _slug(text: str) -> str:

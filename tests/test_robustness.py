@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import deploytool.robustness as study
-from deploytool.attacks.store import load_adversarial, state_digest
+from deploytool.attacks.store import load_adversarial
 from deploytool.cli import cli
 from deploytool.data.datasets import load_dataset
+from deploytool.digests import state_digest
 from deploytool.errors import InputError, RecipeError
 from deploytool.evaluation.accuracy import clean_accuracy
 from deploytool.models.setting import Setting
@@ -114,10 +115,21 @@ def test_images_are_found_where_the_folder_is_now(done, tmp_path: Path) -> None:
     place = shutil.copytree(folder / "resnet8-base-seed0", tmp_path / "moved") / "adversarial" / "test"
     digest = state_digest(load_run(place.parents[1] / "first").model.state_dict())
     kept = study._kept(place, attacks, digest)
-    assert kept is not None and [row["file"] for row in kept] == [str(place / f"{name}.npz") for name in attacks]
+    assert kept is not None
+    assert [row["file"] for row in kept["rows"]] == [str(place / f"{name}.npz") for name in attacks]
     assert study._kept(place, ["fgsm"], digest) is None and study._kept(place, attacks, "another") is None
     (place / "fgsm.npz").write_bytes(b"PK")
     assert study._kept(place, attacks, digest) is None
+
+
+def test_a_study_can_be_changed_on_the_way(done, monkeypatch, tmp_path: Path) -> None:
+    folder = shutil.copytree(done[0], tmp_path / "study")
+    trained: list[str] = []
+    monkeypatch.setattr(study, "train", lambda recipe, place, **k: trained.append(Path(place).name))
+    changed = load_recipe(RECIPE, [*SMALL, "robustness.stability_images=4", "robustness.regularizations={base: {}}"])
+    monkeypatch.setattr(study, "_retrained", lambda recipe, section, first, *rest: first)  # it keeps absolute paths
+    result = robustness(changed, folder)
+    assert trained == [] and {row["n"] for row in result["stability"]} == {4}
 
 
 def test_means_by_hand() -> None:
@@ -127,6 +139,11 @@ def test_means_by_hand() -> None:
     ]
     (line,) = means(rows, ("arch",))
     assert line["x"] == 2.0 and line["x_std"] == pytest.approx(2**0.5) and line["eps"] == 0.1 and line["n"] == 5
+    first = {"a": "x", "ssd_mean": 1.0, "ssd_std": 2.0, "u": None}
+    wide = [first, {"a": "x", "ssd_mean": 2.0, "ssd_std": 4.0, "u": 1.0}]
+    assert means(wide, ("a",)) == [
+        {"a": "x", "ssd_mean": 1.5, "ssd_mean_std": pytest.approx(0.5**0.5), "ssd_std": 3.0, "u": 1.0, "u_std": None}
+    ]
     (alone,) = means(rows[:1], ("arch",))
     assert alone["x"] == 1.0 and alone["x_std"] is None
 

@@ -8,7 +8,6 @@ distance     (N,) float32, norms of the perturbations
 record       JSON as uint8: attack, norm, eps, minimal, budget, seed, model digest, robust accuracy
 """
 
-import hashlib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deploytool.atomic import atomic_path
-from deploytool.attacks.checks import check_images
+from deploytool.attacks.checks import check_classes, check_images
 from deploytool.attacks.geometry import distance, slack
 from deploytool.attacks.goal import Goal
 from deploytool.attacks.names import Norm
@@ -210,6 +209,8 @@ def verify(
         goal[rows].reached(victim.logits(examples.adversarial[rows].to(device)).cpu())
         for rows in batches(len(goal), batch)
     ])  # fmt: skip
+    check_classes(examples.label, victim.classes or 0)
+    check_classes(goal.label, victim.classes or 0, "target" if goal.targeted else "label")
     size = distance(examples.adversarial - examples.image, examples.norm)
     within = torch.ones_like(fooled) if examples.eps is None else size <= examples.eps + slack(examples.eps)
     unit = [((tensor >= 0) & (tensor <= 1)).flatten(1).all(1) for tensor in (examples.image, examples.adversarial)]
@@ -225,22 +226,6 @@ def verify(
         recorded_robust_accuracy=examples.record["robust_accuracy"],
         same_model=None if model_digest is None else model_digest == examples.record["model"],
     )
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's tensors by name: of a module's `state_dict()`, or `ConditionalModel.full_state`."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, an ONNX model say. Raises OSError where it cannot be read."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _members(file: Path, archive: Any) -> dict[str, np.ndarray[Any, Any]]:

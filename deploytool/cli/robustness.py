@@ -130,8 +130,9 @@ def verify(examples: Path, target: Path, lam: float | None, width: float | None,
     from deploytool.evaluation.saved import verification_document, verify_examples
     from deploytool.report.tables import key_values
 
-    result, record = verify_examples(examples, target, lam, width, choose_device(device))
-    document = verification_document(examples, result, record)
+    chosen = choose_device(device)
+    result, record = verify_examples(examples, target, lam, width, chosen)
+    document = verification_document(examples, result, record, chosen)
     emit(document, as_json, lambda: key_values(document))
     if not result.sound or (result.same_model and document["holds"] is False):
         raise InputError(f"{examples}: what it says does not hold; attack again with evaluate --save")

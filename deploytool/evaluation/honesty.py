@@ -55,12 +55,12 @@ def check_rows(rows: Sequence[Row]) -> list[Finding]:
     Args:
         rows: of `evaluate_model`.
     """
+    untargeted = [row for row in rows if row["target_rate"] is None]  # fewer images reach a target than any class
     groups: dict[Any, dict[str, Row]] = {}
-    for row in (row for row in rows if row["target_rate"] is None):  # fewer images reach a target than any class
-        setting = tuple(row[key] for key in ("lambda", "lambda_threshold", "conditioning", "noise", "width"))
-        groups.setdefault((setting, row["norm"], row["eps"]), {})[row["attack"]] = row
+    for row in untargeted:
+        groups.setdefault((_setting(row), row["norm"], row["eps"]), {})[row["attack"]] = row
     findings = [finding for group in groups.values() for finding in _compared(group)]
-    return [*findings, *_noise(rows)]
+    return [*findings, *_over_eps(untargeted), *_noise(rows)]
 
 
 def check_network(
@@ -188,7 +188,11 @@ def _compared(group: Mapping[str, Row]) -> list[Finding]:
     robust = {name: row["robust_accuracy"] for name, row in group.items()}
     n = min(row["n"] for row in group.values())
     tolerance, at = _tolerance(n), describe(next(iter(group.values())))
-    white = {name: robust[name] for name, kind in kinds.items() if not kind.black_box and kind.kind != "fgsm"}
+    white = {  # deepfool and cw look for the smallest perturbation, not for any within eps
+        name: robust[name]
+        for name, kind in kinds.items()
+        if not kind.black_box and kind.kind not in ("fgsm", "deepfool", "cw")
+    }
     black = {name: robust[name] for name, kind in kinds.items() if kind.black_box}
     single = {name: robust[name] for name, kind in kinds.items() if kind.kind == "fgsm" or kind.steps == 1}
     several = {name: value for name, value in white.items() if kinds[name].steps != 1}
@@ -232,6 +236,33 @@ def _compared(group: Mapping[str, Row]) -> list[Finding]:
                 )
             )
     return found
+
+
+def _over_eps(rows: Sequence[Row]) -> list[Finding]:
+    """One attack at several radii: a larger one must not leave more."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        name = parse_name(split_name(row["attack"])[0])
+        if not name.minimal:
+            budget = {key: value for key, value in row["budget"].items() if key not in ("eps", "step_size")}
+            groups.setdefault((_setting(row), name, repr(sorted(budget.items()))), []).append(row)
+    found = []
+    for group in groups.values():
+        for small, large in pairwise(sorted(group, key=lambda row: row["eps"])):
+            before, after = small["robust_accuracy"], large["robust_accuracy"]
+            if small["eps"] < large["eps"] and after > before + _tolerance(small["n"]):
+                found.append(
+                    Finding(
+                        "rises-with-eps",
+                        f"{small['attack']} leaves {before:.3f}, {large['attack']} {after:.3f} in a larger ball"
+                        f"{describe(small)}: the attack loses its way, gradients are masked",
+                    )
+                )
+    return found
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("lambda", "lambda_threshold", "conditioning", "noise", "width"))
 
 
 def _noise(rows: Sequence[Row]) -> list[Finding]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deploytool.data.datasets import Images, load_dataset
 from deploytool.errors import InputError
 from deploytool.evaluation import evaluation_settings
+from deploytool.evaluation.accuracy import setting_columns
 from deploytool.explain.attribution import GRAY
 from deploytool.explain.layers import feature_layer
 from deploytool.explain.stability import (
@@ -177,7 +178,7 @@ def stability(run: Run, plan: Plan, settings: Sequence[Setting], device: str = "
         {
             "attribution": method,
             "change": plan.change(method),
-            **_knobs(run, setting),
+            **setting_columns(run.model, setting),
             **measured[method, run.model.knobs(setting)],
             "n": len(image),
             "seed": plan.seed,
@@ -242,7 +243,7 @@ def draw(test: Images, plan: Plan) -> Tensor:
 
 def describe(run: Run, setting: Setting) -> str:
     """A setting in a few words: what the model has of lambda, threshold, conditioning and width."""
-    knobs = _knobs(run, setting)
+    knobs = setting_columns(run.model, setting)
     words = {"lambda": "lambda", "lambda_threshold": "threshold"}
     parts = [f"{word} {knobs[key]:g}" for key, word in words.items() if knobs[key] is not None]
     if run.model.is_conditional and setting.conditioning != "switch":
@@ -274,14 +275,3 @@ def _mean(values: Tensor) -> float | None:
     """The mean of those that are numbers; None where none is."""
     known = values[~values.isnan()]
     return float(known.mean()) if len(known) else None
-
-
-def _knobs(run: Run, setting: Setting) -> dict[str, Any]:
-    conditional = run.model.is_conditional
-    return {
-        "lambda": setting.lam if conditional else None,
-        "lambda_threshold": setting.lambda_threshold if conditional and setting.conditioning == "switch" else None,
-        "conditioning": setting.conditioning if conditional else None,
-        "noise": setting.noise if conditional else None,
-        "width": setting.width,
-    }

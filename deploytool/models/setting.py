@@ -5,7 +5,7 @@ No torch here: training, export and the edge read the same two formulas.
 
 import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from deploytool.errors import InputError
 
@@ -74,6 +74,12 @@ class Setting:
     def __post_init__(self) -> None:
         check_lambda(self.lam)
         check_width(self.width)
+        for name, value, known in (
+            ("conditioning", self.conditioning, get_args(Conditioning)),
+            ("noise", self.noise, get_args(NoiseMode)),
+        ):
+            if value not in known:
+                raise InputError(f"{name} (={str(value)[:40]!r}) must be {', '.join(known)}")
         if not 0 <= self.lambda_threshold < 1:
             raise InputError(f"lambda threshold (={self.lambda_threshold}) must be in [0, 1)")
 

@@ -70,7 +70,9 @@ def _conditions(document: Row) -> str:
     return (
         f"{document['recipe']}: {document['data']}, {document['train_n']} training and {document['n']} test images; "
         f"{document['epochs']} epochs, then {document['retrain_epochs']} with {document['train_images']} training "
-        f"images attacked by each attack; seeds {seeds}; {document['device']}, torch {document['torch']}"
+        f"images attacked by each attack; seeds {seeds}; {document['device']} ({document['processor']}, "
+        f"{document['threads']} threads), torch {document['torch']}, captum {document['captum']}\n\n"
+        f"{document['command']}"
     )
 
 
@@ -92,8 +94,9 @@ def _attack_table(document: Row, tablefmt: str) -> str:
     budgets = {row["attack"]: row for row in document["rows"]}.values()
     balls = "; ".join(f"{row['attack']} {row['norm']} eps {row['eps']:.4g}" for row in budgets)
     legend = (
-        f"{balls}. before: the network before retraining, attacked. saved: the retrained network on those images, "
-        "wherever they lie. anew: the retrained network, attacked itself."
+        f"{balls}. before: the network before retraining, attacked; deepfool and the like count within eps alone "
+        "(wherever their images lie: before_any in the CSV). saved: the retrained network on those images, wherever "
+        "they lie. anew: the retrained network, attacked itself."
     )
     return tabulate(lines, heads, tablefmt=tablefmt, disable_numparse=True) + f"\n\n{legend}"
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from deploytool.atomic import write_json
-from deploytool.attacks.store import file_digest
 from deploytool.data.adversarial import with_adversarial
 from deploytool.data.batches import batches_per_epoch, training_batches
 from deploytool.data.datasets import load_dataset
+from deploytool.digests import file_digest
 from deploytool.errors import CheckpointError, RunError
 from deploytool.evaluation import deployed, evaluate_model
 from deploytool.models.conditional import ConditionalModel

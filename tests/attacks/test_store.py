@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from deploytool.attacks.deepfool import DeepFool
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import run_attack
-from deploytool.attacks.store import file_digest, load_adversarial, save_adversarial, state_digest, verify
+from deploytool.attacks.store import load_adversarial, save_adversarial, verify
+from deploytool.digests import file_digest, state_digest
 from deploytool.errors import DataError, InputError
 
 ATTACK = Pgd(0.1, 0.025, 7)

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import run_attack
-from deploytool.attacks.store import save_adversarial, state_digest
+from deploytool.attacks.store import save_adversarial
 from deploytool.data.adversarial import with_adversarial
 from deploytool.data.batches import training_batches
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Dataset, Images, JoinedImages, as_unit
+from deploytool.digests import state_digest
 from deploytool.errors import DataError, RunError
 from deploytool.recipe import DataSection, Recipe, make_recipe
 from deploytool.training.loop import train

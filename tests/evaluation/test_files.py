@@ -1,6 +1,7 @@
 """Black-box attacks on files, and adversarial examples that are kept and checked again; both at the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,22 @@ def test_another_network_is_told_what_transfers(trained_run, plain_run, trained_
     assert other["same_model"] is False
     file = document(run("verify", saved, trained_file, "--lambda", "1", "--json"))
     assert file["robust_accuracy"] == pytest.approx(file["recorded_robust_accuracy"], abs=2 / 60)
+
+
+def test_rounding_of_another_device_is_let_pass(trained_run, saved: Path) -> None:
+    from deploytool.evaluation.saved import verification_document, verify_examples
+
+    result, record = verify_examples(saved, trained_run.path)
+    flipped = replace(result, no_longer_fooled=1, robust_accuracy=0.5)
+    assert (
+        verification_document(saved, result, record)["holds"]
+        and not verification_document(saved, flipped, record)["holds"]
+    )
+    assert verification_document(saved, flipped, {**record, "device": "cuda"})["holds"]
+    many = replace(flipped, newly_fooled=1)
+    assert not verification_document(saved, many, {**record, "device": "cuda"})["holds"]
+    outside = replace(flipped, outside_ball=1)
+    assert not verification_document(saved, outside, {**record, "torch": "1.0"})["holds"]
 
 
 def test_what_does_not_hold_is_an_error(trained_run, saved: Path) -> None:

@@ -54,6 +54,11 @@ def checks(rows: list[dict[str, Any]]) -> list[str]:
         ([row("pgd-7", 0.4), row("pgd-20", 0.5)], ["more-steps-do-worse"]),
         ([row("pgd-7", 0.4, budget={"steps": 7}), row("pgd-20", 0.5, budget={"steps": 20})], ["more-steps-do-worse"]),
         ([row("pgd-7:restarts=9", 0.4, budget={"restarts": 9}), row("pgd-20", 0.5, budget={"restarts": 1})], []),
+        ([row("pgd-20:eps=0.1", 0.3), row("pgd-20:eps=0.2", 0.4, eps=0.2)], ["rises-with-eps"]),
+        ([row("pgd-20:eps=0.1", 0.3), row("pgd-20:eps=0.2", 0.2, eps=0.2)], []),
+        ([row("pgd-20", 0.3), row("pgd-20-l2", 0.4, eps=0.5, norm="l2")], []),
+        ([row("pgd-20", 0.3), row("pgd-7", 0.4, eps=0.2)], []),  # fewer steps may leave more
+        ([row("deepfool", 0.5, norm="l2"), row("fgsm-l2", 0.4, norm="l2")], []),  # not after the same thing
         ([row("pgd-7", 0.5, **{"lambda": 0.0}), row("pgd-20", 0.6, **{"lambda": 1.0})], []),  # two settings
         ([row("pgd-7", 0.5, **{"lambda": 0.0}, noise="frozen")], []),  # no noise at lambda 0
         ([row("pgd-7", 0.5, **{"lambda": 0.2}, noise="frozen")], ["frozen-noise"]),

@@ -58,7 +58,7 @@ def recipe() -> Recipe:
 
 def test_warnings_stand_right_below_the_figures() -> None:
     warned = {**results()["evaluate"], "warnings": [{"check": "frozen-noise", "message": "noise is frozen"}]}
-    assert ("Before you trust these figures", "- noise is frozen") == sections(results(evaluate=warned), "simple")[1]
+    assert sections(results(evaluate=warned), "simple")[1] == ("Before you trust these figures", "- noise is frozen")
 
 
 def test_every_stage_has_its_section() -> None:
