@@ -163,4 +163,4 @@ def _problem(line: bytes, error: ValueError) -> str:
         return str(error)
     if isinstance(error, UnicodeDecodeError):
         return "no UTF-8 text"
-    return f"{line.count(TAB) + 1} columns separated by tabs, not 5"
+    return f"columns (={line.count(TAB) + 1}) must be 5, separated by tabs"

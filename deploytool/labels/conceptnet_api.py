@@ -6,7 +6,7 @@
                 "weight": 4.0, "dataset": "/d/wordnet/3.1", "license": "cc:by-sa/4.0", "surfaceText": ...}, ...],
      "view": {"nextPage": "/c/en/dog?offset=1000&limit=1000", ...}}
 
-Source: https://github.com/commonsense/conceptnet5/wiki/API.
+Its public address is https://api.conceptnet.io. Source: https://github.com/commonsense/conceptnet5/wiki/API.
 """
 
 import time
@@ -22,7 +22,6 @@ from deploytool.labels.label_map import LabelMap
 from deploytool.labels.subjects import Subjects
 from deploytool.progress import progress_bar
 
-ADDRESS = "https://api.conceptnet.io"
 PAGE = 1000  # statements; the API gives no more at once
 MAX_PAGES = 20  # of one word: its 20,000 heaviest statements
 

@@ -208,8 +208,9 @@ def _label(where: str, entry: Any, common: dict[str, str]) -> Label:
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name[:MAX_SHOWN], known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}"
+    plain = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name[:MAX_SHOWN].lower(), plain, n=1, cutoff=0.5)
+    return f"did you mean {plain[near[0]]}?" if near else f"allowed: {', '.join(known)}"
 
 
 def _kind(value: Any) -> str:
