@@ -10,7 +10,9 @@ ADDRESS = "https://api.conceptnet.io"
 
 
 @click.command()
-@click.option("--conceptnet", type=click.Path(path_type=Path), metavar="FILE", help="A dump, plain or gzip.")
+@click.option(
+    "--conceptnet", type=click.Path(path_type=Path), metavar="FILE", help="ConceptNet 5's assertions, plain or gzip."
+)
 @click.option("--api", is_flag=False, flag_value=ADDRESS, metavar="[URL]", help=f"ConceptNet's REST API. [{ADDRESS}]")
 @click.option("--wordnet", type=click.Path(path_type=Path), metavar="DIR", help="WordNet's data files, or nltk_data.")
 @click.option("--map", "file", type=click.Path(path_type=Path), metavar="FILE", help="Check a label map in YAML.")
@@ -23,7 +25,10 @@ ADDRESS = "https://api.conceptnet.io"
 @click.option("--language", default="en", show_default=True, help="Of ConceptNet's words.")
 @click.option("--strict", is_flag=True, help="Refuse malformed lines instead of skipping and counting them.")
 @click.option(
-    "--cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="--api: for its answers."
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="--api: keeps its answers. [the user's cache]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="YAML file to write.")
 @json_option

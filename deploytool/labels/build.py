@@ -43,7 +43,7 @@ class Built:
     Attributes:
         labels: the map.
         counts: as JSON: `lines`, `skipped`, `seconds` and what else the source says.
-        notes: lines such as "fewer than 20 labels were found for ...".
+        notes: lines such as "fewer than 20 labels for ...".
     """
 
     labels: LabelMap
@@ -51,8 +51,8 @@ class Built:
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON; `classes`, then R as `labels`, then the counts."""
-        return {"classes": self.labels.to_dict(), "labels": len(self.labels.labels), **self.counts}
+        """Return it as JSON; `classes`, then R as `label_count`, then the counts."""
+        return {"classes": self.labels.to_dict(), "label_count": len(self.labels.labels), **self.counts}
 
 
 def from_conceptnet(file: Path, wanted: Wanted) -> Built:
@@ -103,7 +103,8 @@ def from_map(file: Path, classes: Sequence[str] | None, per_class: int | None) -
 
 def _built(labels: LabelMap, counts: dict[str, Any], notes: list[str], per_class: int | None) -> Built:
     short = labels.short_lines(per_class) if per_class is not None else []
-    return Built(labels, counts, [*notes, *short, *labels.equal_lines()])
+    advice = "; --synonym may find more" if counts else ""
+    return Built(labels, counts, [*notes, *(line + advice for line in short), *labels.equal_lines()])
 
 
 def _names(wanted: Wanted, subjects: Subjects) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from deploytool.labels.label_map import Label, LabelMap, enumerated
 from deploytool.labels.relations import RELATIONS
 from deploytool.labels.subjects import Subjects
 
-MOST_KEPT = 20_000  # labels of one class in memory; twice as many before the worst of them are let go
+MOST = 20_000  # labels of one class that can be asked for
+LEAST_KEPT = 1000  # labels of one class in memory; twice as many before the worst of them are let go
 _ORDER = {relation: index for index, relation in enumerate(RELATIONS)}
 
 
@@ -28,10 +29,11 @@ class Gathering:
     """
 
     def __init__(self, subjects: Subjects, per_class: int) -> None:
-        if not 1 <= per_class <= MOST_KEPT:
-            raise LabelError(f"per-class (={per_class}) must be in [1, {MOST_KEPT}]")
+        if not 1 <= per_class <= MOST:
+            raise LabelError(f"per-class (={per_class}) must be in [1, {MOST}]")
         self.subjects = subjects
         self.per_class = per_class
+        self._kept = max(LEAST_KEPT, per_class)
         self._own = {name: subjects.own_names(name) for name in subjects.classes}
         self._best: dict[str, dict[str, Label]] = {name: {} for name in subjects.classes}
 
@@ -44,10 +46,10 @@ class Gathering:
                 best[label.label] = label
         elif label.label not in self._own[name]:
             best[label.label] = label
-            if len(best) > 2 * MOST_KEPT:
-                # What leaves had MOST_KEPT better ones above it, whose weights only grow: it is in no answer, and if
-                # its weight turns out to be larger, that statement is still to come.
-                self._best[name] = {label.label: label for label in sorted(best.values(), key=_rank)[:MOST_KEPT]}
+            if len(best) > 2 * self._kept:
+                # What leaves has at least per_class better ones above it, whose weights only grow: it is in no answer,
+                # unless a statement that gives it a larger weight is still to come, and that one brings it back.
+                self._best[name] = {label.label: label for label in sorted(best.values(), key=_rank)[: self._kept]}
 
     def finish(self, source: str) -> LabelMap:
         """Return the first `per_class` labels of each class.

@@ -164,7 +164,7 @@ class LabelMap(Mapping[str, tuple[Label, ...]]):
     def short_lines(self, count: int) -> list[str]:
         """One line that names the classes with fewer than `count` labels; none where all have as many."""
         few = [f"{name} ({len(labels)})" for name, labels in self._classes.items() if len(labels) < count]
-        return [f"fewer than {count} labels were found for {enumerated(few)}; --synonym may find more"] if few else []
+        return [f"fewer than {count} labels for {enumerated(few)}"] if few else []
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Return class -> labels as JSON."""
