@@ -20,6 +20,7 @@ from deploytool.atomic import write_text
 from deploytool.errors import LabelError
 
 PASSING = (429, 500, 502, 503, 504)  # answers that another try may better
+ADVICE = "try again later (what was fetched is kept), or read a dump with --conceptnet FILE"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Fetcher:
                     asked = _retry_after(error.headers.get("Retry-After"))
             except TimeoutError:
                 problem = f"did not answer within {self.timeout_s:g} s"
-            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+            except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
                 problem = f"cannot be reached ({_line(getattr(error, 'reason', None) or error)})"
                 if isinstance(getattr(error, "reason", None), TimeoutError):
                     problem = f"did not answer within {self.timeout_s:g} s"
@@ -126,9 +127,9 @@ class Fetcher:
                 break
             if time.monotonic() + pause > deadline:
                 wants = f" and asks to wait {asked:g} s" if asked == pause else ""
-                raise LabelError(f"{url} {problem}{wants}; {self.limit_s:g} s are used up; {_ADVICE}") from None
+                raise LabelError(f"{url} {problem}{wants}; {self.limit_s:g} s are used up; {ADVICE}") from None
             time.sleep(pause)
-        raise LabelError(f"{url} {problem}, {self.tries} times; {_ADVICE}")
+        raise LabelError(f"{url} {problem}, {self.tries} times; {ADVICE}")
 
     def _download(self, url: str, deadline: float) -> bytes:
         """Read one answer whole; a server that trickles is given up at the deadline, too."""
@@ -146,12 +147,9 @@ class Fetcher:
                     raise _RefusedError(f"{url} answers with more than {self.max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise TimeoutError
-        if length is not None and length.isdecimal() and size < int(length):
-            raise LabelError(f"{url} answers with {size} of {length} bytes")
+        if length is not None and length.isascii() and length.isdecimal() and size < int(length[:18]):
+            raise LabelError(f"{url} answers with {size} of {length[:18]} bytes")
         return b"".join(chunks)
-
-
-_ADVICE = "try again later (what was fetched is kept), or read a dump with --conceptnet FILE"
 
 
 class _RefusedError(LabelError):

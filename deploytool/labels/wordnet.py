@@ -166,8 +166,8 @@ def _offsets(line: bytes) -> list[int]:
     """Offsets in a line of an index: lemma, n, senses, number of pointers, pointers, senses, tagged senses, offsets."""
     fields = line.split()
     count = int(fields[2])
-    offsets = [int(field) for field in fields[6 + int(fields[3]) :]]
-    if fields[1] != b"n" or count < 1 or len(offsets) != count or min(offsets) < 0:
+    offsets = [_offset(field.decode()) for field in fields[6 + int(fields[3]) :]]
+    if fields[1] != b"n" or count < 1 or len(offsets) != count:
         raise ValueError(line)
     return offsets
 
@@ -233,8 +233,14 @@ def _parse(line: bytes, offset: int) -> Synset:
     for word in words:
         Label(clean(_plain(word)))  # whether it can be a label
     return Synset(
-        words, tuple((pointers[i], int(pointers[i + 1]), pointers[i + 2]) for i in range(0, len(pointers), 4))
+        words, tuple((pointers[i], _offset(pointers[i + 1]), pointers[i + 2]) for i in range(0, len(pointers), 4))
     )
+
+
+def _offset(field: str) -> int:
+    if not (len(field) == 8 and field.isascii() and field.isdecimal()):
+        raise ValueError(field)
+    return int(field)
 
 
 def _plain(word: str) -> str:

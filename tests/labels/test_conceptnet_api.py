@@ -281,6 +281,22 @@ def test_nobody_there(tmp_path: Path) -> None:
     assert "cannot be reached" in message and "2 times" in message
 
 
+@pytest.mark.parametrize("headers", [{"Location": "http://["}, {"Location": "/a b\x01"}, {"Location": ""}, {}])
+def test_a_malformed_redirect(headers: dict[str, str], server: Server, fetcher: Fetcher) -> None:
+    server.respond = lambda path: answer(b"", 302, **headers)
+    refusal(fetcher)
+
+
+def test_a_length_that_is_no_number_of_bytes(server: Server, fetcher: Fetcher) -> None:
+    server.respond = lambda path: answer({}, 200, Content_Length="9" * 5000)
+    assert "999 bytes" in refusal(fetcher)
+
+
+def test_a_host_that_no_name_server_takes(tmp_path: Path) -> None:
+    fetcher = Fetcher("http://" + "a" * 70 + ".example", tmp_path, tries=1)
+    assert "cannot be reached" in refusal(fetcher)
+
+
 def test_an_answer_without_end_is_cut(server: Server, tmp_path: Path) -> None:
     server.respond = lambda path: answer(b" " * 100_000)
     message = refusal(Fetcher(server.address, tmp_path, max_bytes=10_000, pause_s=0.01))

@@ -167,6 +167,7 @@ def test_files_of_different_versions_are_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=150)
 @example([(0, "\xff")])
+@example([(300, " 99999999999999999999")])
 @given(st.lists(st.tuples(st.integers(0, 3000), st.text(max_size=8)), min_size=1, max_size=4))
 def test_any_damage_is_read_or_refused_in_one_line(tmp_path_factory, damage: list[tuple[int, str]]) -> None:
     folder = write(tmp_path_factory.getbasetemp() / "hostile-wordnet")
