@@ -12,7 +12,10 @@ from PIL import Image
 
 from deploytool.cli import cli
 
-COMMANDS = ("train", "evaluate", "export", "specialize", "bench", "cost", "predict", "pipeline", "models", "schema")
+COMMANDS = (
+    "train", "evaluate", "verify", "robustness", "stability", "export", "specialize", "bench", "cost", "calibrate",
+    "predict", "pipeline", "compare", "labels", "models", "schema",
+)  # fmt: skip
 RECIPE = str(Path(__file__).parents[1] / "recipes" / "digits-float.yaml")
 
 
