@@ -298,6 +298,9 @@ class RobustnessSection(Section):
     activations: Annotated[list[Annotated[float, Field(ge=0, le=1e6)]], BeforeValidator(parse_names)] = Field(
         [0.0, 1e-7, 1e-6, 1e-5, 1e-4], description="eq. 5's lambdas for the single-layer CNN of Fig. 1; may be empty"
     )
+    activation_lr: float = Field(
+        0.005, gt=0, le=100, description="its learning rate: without batch norm, it diverges at that of other backbones"
+    )
 
 
 class Recipe(Section):

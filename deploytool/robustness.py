@@ -82,6 +82,12 @@ def robustness(
     _refuse_early(recipe, archs, data)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", recipe.to_yaml())
+    dense = []
+    for lam in section.activations:
+        for seed in seeds:
+            announce(f"{SINGLE}, activation lambda {lam:g}, seed {seed} ...")
+            place = folder / _slug(f"{SINGLE}-activation-{lam:g}-seed{seed}")
+            dense.append(_dense(_sparse_coding(recipe, lam, seed), data, place, device))
     units = []
     for arch in archs:
         for name in section.regularizations:
@@ -89,12 +95,6 @@ def robustness(
                 announce(f"{arch}, {name}, seed {seed} ...")
                 place = folder / _slug(f"{arch}-{name}-seed{seed}")
                 units.append(_unit(_variant(recipe, arch, name, seed), name, section, data, place, device))
-    dense = []
-    for lam in section.activations:
-        for seed in seeds:
-            announce(f"{SINGLE}, activation lambda {lam:g}, seed {seed} ...")
-            place = folder / _slug(f"{SINGLE}-activation-{lam:g}-seed{seed}")
-            dense.append(_dense(_sparse_coding(recipe, lam, seed), data, place, device))
     test = data.test.head(recipe.evaluate.images)
     return {
         "recipe": recipe.name,
@@ -151,6 +151,7 @@ def _sparse_coding(recipe: Recipe, lam: float, seed: int) -> Recipe:
     document = _alone(recipe)
     document |= {"regularization": {"activation": lam}, "seed": seed, "method": {"name": "standard"}, "sparsity": None}
     document["model"] = {"arch": SINGLE}
+    document["optimizer"]["lr"] = recipe.robustness.activation_lr
     document["data"]["adversarial"] = []
     return make_recipe(document)
 
