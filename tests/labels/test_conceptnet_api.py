@@ -218,13 +218,14 @@ def test_a_server_may_ask_to_wait(server: Server, fetcher: Fetcher) -> None:
     server.respond = lambda path: answer(b"", 429, Retry_After="1") if len(server.asked) == 1 else pet(path)
     started = time.monotonic()
     labels_from_api(fetcher, Subjects(["dog"]))
-    assert 1 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 1
 
 
-@pytest.mark.parametrize("wait", ["3600", formatdate(time.time() + 3600, usegmt=True), "9" * 5000])
+@pytest.mark.parametrize("wait", ["3600", "a date", "9" * 5000], ids=["seconds", "date", "endless"])
 def test_a_server_that_asks_for_too_long_a_wait_is_told_to_the_person(
     wait: str, server: Server, fetcher: Fetcher
 ) -> None:
+    wait = formatdate(time.time() + 3600, usegmt=True) if wait == "a date" else wait
     server.respond = lambda path: answer(b"", 429, Retry_After=wait)
     message = refusal(fetcher)
     assert "429" in message and "asks to wait" in message and len(server.asked) == 1
