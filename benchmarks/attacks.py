@@ -180,7 +180,8 @@ def agreement(subject: Subject, seeds: Sequence[int], only: str = "") -> None:
         (subject, deepfool),
         (subject.head(SLOW_IMAGES), carlini),
         (framed(subject), square(2 * PIXEL, 300)),
-        (subject, autoattack(PIXEL)),
+        (subject, autoattack(PIXEL, 20, 200)),
+        (subject.head(SLOW_IMAGES), autoattack(PIXEL, 100, 5000)),
     ]
     rows, largest = [], 0.0
     for at, pair in (case for case in cases if only in case[1].what):
@@ -272,20 +273,20 @@ def framed(at: Subject) -> Subject:
     return Subject(plain, lambda x: at.network(x[:, :, :-1, :-1]), image, at.label)
 
 
-def autoattack(eps: float) -> Pair:
+def autoattack(eps: float, steps: int, queries: int) -> Pair:
     """ART has neither targeted DLR nor FAB: its APGD, untargeted and then towards each class in turn."""
 
     def theirs(at: Subject) -> Any:
         victim = classifier(at)
         apgd = evasion().AutoProjectedGradientDescent(
-            victim, np.inf, eps, 2 * eps, max_iter=30, nb_random_init=1, batch_size=len(at.label),
+            victim, np.inf, eps, 2 * eps, max_iter=max(steps, 30), nb_random_init=1, batch_size=len(at.label),
             loss_type="cross_entropy", verbose=False,
         )  # fmt: skip
         return evasion().AutoAttack(
             victim, np.inf, eps, 2 * eps, attacks=[apgd], batch_size=len(at.label), targeted=True
         )
 
-    return Pair("AutoAttack, 20 steps", AutoAttack(eps, steps=20, queries=200), theirs, (eps,))
+    return Pair(f"AutoAttack, {steps} steps", AutoAttack(eps, steps=steps, queries=queries), theirs, (eps,))
 
 
 def evasion() -> Any:
