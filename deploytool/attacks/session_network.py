@@ -1,6 +1,8 @@
 """ONNX files as networks to attack: logits alone, so for black-box attacks."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -19,23 +21,29 @@ from deploytool.runtime.threads import check_threads
 MAX_IMAGE_VALUES = 1 << 26
 
 
-def file_network(
-    path: str | os.PathLike[str], lam: float | None = None, width: float | None = None, threads: int | None = None
-) -> Network:
-    """Any ONNX file as a network to attack: one of ours at a setting, or else a foreign one.
+def file_networks(
+    path: str | os.PathLike[str], threads: int | None = None
+) -> Callable[[float | None, float | None], Network]:
+    """Any ONNX file, opened once, as networks to attack: one of ours at each setting, or else a foreign one.
+
+    Returns:
+        (lambda, width) -> network, both None for a foreign file; InputError where the file does not take them.
 
     Raises:
         ArtefactError: the file cannot be read, is damaged, or does not take images.
-        InputError: it does not take this lambda or width.
     """
     model = read_onnx(path)
     if any(prop.key.startswith("deploytool.") for prop in model.metadata_props):
-        session = Session(artefact_of(Path(path), model), threads=threads, background=False)
-        return session_network(session, lam, width)
-    for name, value in (("lambda", lam), ("width", width)):
-        if value is not None:
-            raise InputError(f"{path} is no file of deploytool and takes no {name}; leave --{name} out")
-    return foreign_network(path, threads)
+        return partial(session_network, Session(artefact_of(Path(path), model), threads=threads, background=False))
+    foreign = _foreign(str(path), model, threads)
+
+    def network(lam: float | None, width: float | None) -> Network:
+        for name, value in (("lambda", lam), ("width", width)):
+            if value is not None:
+                raise InputError(f"{path} is no file of deploytool and takes no {name}; leave --{name} out")
+        return foreign
+
+    return network
 
 
 def session_network(session: Session, lam: float | None = None, width: float | None = None) -> Network:
@@ -82,8 +90,11 @@ def foreign_network(path: str | os.PathLike[str], threads: int | None = None) ->
     Raises:
         ArtefactError: the file cannot be read, is damaged, or has not one image input.
     """
-    name = str(path)
-    model = read_onnx(path)
+    return _foreign(str(path), read_onnx(path), threads)
+
+
+def _foreign(name: str, model: onnx.ModelProto, threads: int | None) -> Network:
+    """What `foreign_network` gives, of a file that is read already."""
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if len(inputs) != 1:

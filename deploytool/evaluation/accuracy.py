@@ -160,7 +160,7 @@ def image_batches(test: Images, device: torch.device | str = "cpu") -> Iterator[
 
 def without_images(result: AttackResult) -> AttackResult:
     """A result whose images are dropped, so that memory does not grow with their number."""
-    return replace(result, image=result.image[:0])
+    return replace(result, image=result.image.new_empty(0, *result.image.shape[1:]))  # a slice would hold them all
 
 
 def _label(model: ConditionalModel, setting: Setting) -> str:

@@ -11,7 +11,7 @@ from deploytool.attacks.checks import check_radius
 from deploytool.attacks.names import black_box_names, parse_name, split_name
 from deploytool.attacks.registry import AttackBase, make_attack
 from deploytool.attacks.run import BATCH, merge
-from deploytool.attacks.session_network import file_network
+from deploytool.attacks.session_network import file_networks
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import InputError
 from deploytool.evaluation.accuracy import Row, attack_columns, attacked, clean_accuracy, noted, without_images
@@ -64,7 +64,8 @@ def evaluate_file(
     plans = {name: make_attack(name, base) for name in attacks}
     every: list[float | None] = [None]
     settings = [(lam, width) for width in widths or every for lam in lambdas or every]
-    networks = {setting: file_network(file, *setting, threads) for setting in settings}
+    at = file_networks(file, threads)
+    networks = {setting: at(*setting) for setting in settings}
     test = load_dataset(data).test.head(images)
     rows: list[Row] = []
     with progress_bar("evaluating", len(networks) * (1 + len(plans)) * -(-len(test) // BATCH)) as bar:

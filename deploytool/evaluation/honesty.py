@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from deploytool.attacks.names import parse_name, split_name
 from deploytool.attacks.pgd import Pgd
-from deploytool.attacks.randomised import is_randomised
 from deploytool.attacks.run import run_attack
 from deploytool.attacks.victim import Network, Victim
 
@@ -150,12 +149,11 @@ class Ladder:
         ]
 
 
-def check_randomness(network: Network, image: Tensor, attacks: Iterable[Row], at: str = "") -> list[Finding]:
+def check_randomness(randomised: bool, attacks: Iterable[Row], at: str = "") -> list[Finding]:
     """Warn of attacks without expectation on a network that answers differently every time, and of the reverse.
 
     Args:
-        network: as it is attacked.
-        image: (N, C, H, W); a few are used.
+        randomised: whether the network does, see `is_randomised`.
         attacks: `attack` and `budget` of each, as in rows.
         at: the setting.
     """
@@ -165,7 +163,7 @@ def check_randomness(network: Network, image: Tensor, attacks: Iterable[Row], at
         eot = max(row["budget"].get("eot_iter", 1), 1) if row["budget"].get("version", "rand") == "rand" else 1
         (averaged if eot > 1 else plain).append(row["attack"])
     where = f" ({at})" if at else ""
-    if is_randomised(network, image[:8]):
+    if randomised:
         return [
             Finding(
                 "no-expectation",

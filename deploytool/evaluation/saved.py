@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deploytool.attacks.run import AttackResult
-from deploytool.attacks.session_network import file_network
+from deploytool.attacks.session_network import file_networks
 from deploytool.attacks.store import Verification, load_adversarial, save_adversarial, verify
 from deploytool.data.images import Images
 from deploytool.digests import file_digest, state_digest
@@ -72,7 +72,7 @@ def verify_examples(
         columns |= {key: recorded[key] for key in columns if key in recorded}
     columns |= {key: value for key, value in (("lambda", lam), ("width", width)) if value is not None}
     if target.is_file():
-        network = file_network(target, columns["lambda"], width)
+        network = file_networks(target)(columns["lambda"], width)
         return verify(examples, network, file_digest(target)), examples.record
     run = load_run(target)
     if lam is not None:

@@ -122,9 +122,10 @@ def check_settings(
         for setting in states.values():
             at = describe(setting_columns(model, setting)).strip(" ()")
             with answering(model, setting, recipe.seed) as network:
-                findings += check_randomness(network, image, budgets, at)
+                randomised = is_randomised(network, image[:8])
+                findings += check_randomness(randomised, budgets, at)
                 if eps > 0:
-                    passes = EOT if is_randomised(network, image[:8]) else 1
+                    passes = EOT if randomised else 1
                     ladders.append(check_network(network, image, label, eps, recipe.seed, at, passes))
             bar.advance(at)
     return ladders, findings

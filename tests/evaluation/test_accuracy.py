@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from deploytool.attacks.pgd import Pgd, pgd
+from deploytool.attacks.run import run_attack
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import InputError
 from deploytool.evaluation import evaluate, evaluate_model, evaluation_settings
+from deploytool.evaluation.accuracy import without_images
 from deploytool.models.setting import Setting
 from deploytool.recipe import make_recipe
 
@@ -89,3 +91,10 @@ def test_an_unbounded_attack_reaches_zero(trained_run) -> None:
 def test_values_out_of_range_are_refused(float_recipe, lambdas, thresholds) -> None:
     with pytest.raises(InputError):
         evaluation_settings(float_recipe, lambdas, thresholds, ["switch"])
+
+
+def test_images_that_nobody_wants_are_not_held(plain_run) -> None:
+    image, label = load_dataset(plain_run.recipe.data).test.batch(slice(0, 50))
+    with plain_run.model.network(Setting()) as network:
+        result = without_images(run_attack(network, image, label, Pgd(0.1, 0.1, 1)))
+    assert result.image.untyped_storage().nbytes() == 0 and len(result) == 50
