@@ -141,6 +141,9 @@ class ModelSection(Section):
     multiplier: float = Field(
         1.0, gt=0, le=1, description="of all channel counts, as in MobileNet 0.25; widths are shares of what is left"
     )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="probability of every dropout layer; null: the backbone's own, of full width"
+    )
     weights: FileName | None = Field(
         None, description="run folder, .safetensors or .npz with the backbone's weights at the start; null: random"
     )
@@ -220,6 +223,27 @@ class RegularizationSection(Section):
     activation: float = Field(
         0.0, ge=0, le=1e6, description="lambda of eq. 5: factor of the L1 norm of an image's hidden activations"
     )
+
+
+class ReasoningSection(Section):
+    """A second head that predicts reasoning labels, and when an answer is accepted (paper 1)."""
+
+    labels: FileName = Field(description="label map, as `deploytool labels` writes it: class -> reasoning labels")
+    per_class: int | None = Field(None, ge=1, le=100_000, description="at most so many labels per class; null: all")
+    alpha: float = Field(
+        0.5, gt=0, lt=1, description="weight of the class loss in eq. 3; 1 - alpha is that of the reasoning loss"
+    )
+    layer: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="module that the head reads, as layer3; null: the classifier's input",
+    )
+    attack: Literal["class", "reasoning", "both"] = Field(
+        "class", description="the loss that adversarial training attacks: of the class, of the reasons, or eq. 3"
+    )
+    threshold: Unit = Field(0.9, description="t_rsn: share of labels that must agree for an answer to be accepted")
+    every: int = Field(5, ge=0, le=100_000, description="epochs between measurements of consistency; 0: none")
 
 
 class AttackSection(Section):
@@ -313,6 +337,7 @@ class Recipe(Section):
     method: Method
     sparsity: SparsitySection | None = None
     regularization: RegularizationSection | None = None
+    reasoning: ReasoningSection | None = None
     attack: AttackSection = AttackSection()
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()

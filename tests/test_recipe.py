@@ -19,7 +19,7 @@ from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe, StandardMethod, 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALLEST = "name: x\nmethod: {name: float}\n"
 SECTIONS = {
-    "name", "seed", "data", "model", "method", "sparsity", "regularization", "attack", "optimizer", "evaluate",
+    "name", "seed", "data", "model", "method", "sparsity", "reasoning", "regularization", "attack", "optimizer", "evaluate",
     "pipeline", "robustness",
 }  # fmt: skip
 

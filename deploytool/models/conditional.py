@@ -39,10 +39,15 @@ class ConditionalModel(nn.Module):
     Masks make weights sparse. Pruned weights are 0 in the stored tensors themselves (`apply_masks`), so that a
     dense gradient still reaches them: sparse momentum regrows by it.
 
+    With reasoning labels (`set_reasons`) the backbone has a second head and answers (N, K + R): logits, then reasoning
+    logits; see `deploytool.models.reasoning`. Whoever does not ask for `reasoning` gets logits (N, K) all the same.
+
     Args:
         backbone: plain network of width 1, image (N, C, H, W) float32 in [0, 1] -> logits (N, K).
         narrow: backbones of the same kind by width in (0, 1); only their shapes are used, they may be on `meta`.
     """
+
+    reason_vectors: Tensor | None
 
     def __init__(self, backbone: nn.Module, narrow: Mapping[float, nn.Module] | None = None) -> None:
         super().__init__()
@@ -53,6 +58,7 @@ class ConditionalModel(nn.Module):
             {_key(width): nn.ModuleDict({"clean": _own_norms(network)}) for width, network in (narrow or {}).items()}
         )
         self.mask_buffers = nn.Module()
+        self.register_buffer("reason_vectors", None)
 
     @property
     def is_conditional(self) -> bool:
@@ -79,6 +85,19 @@ class ConditionalModel(nn.Module):
         for name, mask in masks.items():
             self.mask_buffers.register_buffer(_key(name), mask)
         self.apply_masks()
+
+    @property
+    def reasons(self) -> int:
+        """R, the number of reasoning labels; 0 without a second head."""
+        return 0 if self.reason_vectors is None else self.reason_vectors.shape[1]
+
+    def set_reasons(self, vectors: Tensor) -> None:
+        """Say that the backbone has a second head, and which of its R labels go with each class: (K, R) bool."""
+        self.reason_vectors = vectors.bool()
+
+    def logits(self, answer: Tensor) -> Tensor:
+        """The class logits (N, K) of a whole answer (N, K + R)."""
+        return answer[:, : -self.reasons] if self.reasons else answer
 
     @torch.no_grad()
     def apply_masks(self) -> None:
@@ -116,15 +135,20 @@ class ConditionalModel(nn.Module):
         return dict(batch_norms(self.backbone)) if width == 1 else self._width_set(width, "clean")
 
     def forward(
-        self, image: Tensor, setting: Setting | None = None, generator: torch.Generator | None = None
+        self,
+        image: Tensor,
+        setting: Setting | None = None,
+        generator: torch.Generator | None = None,
+        reasoning: bool = False,
     ) -> Tensor:
         """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) at a setting (lambda 0, width 1 where None).
 
-        In training mode the running statistics of the setting's own batch norms are updated in place.
+        With `reasoning` the answer is (N, K + R). In training mode the running statistics of the setting's own batch
+        norms are updated in place.
         """
         setting = setting or Setting()
-        state = self.state(setting, generator)
-        return functional_call(self.skeleton(setting.width), state, (image,))  # type: ignore[no-any-return]
+        answer = functional_call(self.skeleton(setting.width), self.state(setting, generator), (image,))
+        return answer if reasoning else self.logits(answer)
 
     def full_state(self, setting: Setting, generator: torch.Generator | None = None) -> State:
         """All tensors of the plain network of one setting, without gradients to any parameter."""
@@ -133,7 +157,10 @@ class ConditionalModel(nn.Module):
             return {name: tensor.detach() for name, tensor in (own | self.state(setting, generator)).items()}
 
     def plain_network(self, setting: Setting, generator: torch.Generator | None = None) -> nn.Module:
-        """An independent plain network of one setting, in evaluation mode, on the CPU, without masks or knobs."""
+        """An independent plain network of one setting, in evaluation mode, on the CPU, without masks or knobs.
+
+        It answers (N, K), with a second head (N, K + R).
+        """
         network = copy.deepcopy(self.skeleton(setting.width)).to_empty(device="cpu").requires_grad_(False).eval()
         state = self.full_state(setting, generator)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
@@ -141,8 +168,12 @@ class ConditionalModel(nn.Module):
         return network
 
     @contextmanager
-    def network(self, setting: Setting, generator: torch.Generator | None = None) -> Iterator[Network]:
+    def network(
+        self, setting: Setting, generator: torch.Generator | None = None, reasoning: bool = False
+    ) -> Iterator[Network]:
         """Give the fixed evaluation-mode network of one setting, as attacks and evaluation use it.
+
+        It answers logits (N, K), with `reasoning` (N, K + R).
 
         The state is computed once, without gradients to any parameter, and batch norms (with their running
         statistics) are folded into the convolutions before them; the image's gradient flows. The model's training
@@ -155,7 +186,10 @@ class ConditionalModel(nn.Module):
                 self._folded[setting.width] = FoldedBackbone(self.skeleton(setting.width))
             network = self._folded[setting.width]
             folded = network.fold(self.full_state(setting, generator))
-            yield lambda image: network(folded, image)
+            if reasoning or not self.reasons:
+                yield lambda image: network(folded, image)
+            else:
+                yield lambda image: self.logits(network(folded, image))
         finally:
             self.train(training)
 

@@ -138,7 +138,7 @@ class OatModel(DualNormModel):
             width: one of the model's.
 
         Returns:
-            logits (B, K). In training mode each set of batch norms sees its own images.
+            logits (B, K), with a second head (B, K + R). In training mode each set of batch norms sees its own images.
         """
         skeleton = self.skeleton(width)
         state = {} if width == 1 else self._narrowed(norm_state(self.norm_set(width)), width)

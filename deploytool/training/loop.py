@@ -17,7 +17,7 @@ from deploytool.digests import file_digest
 from deploytool.errors import CheckpointError, RunError
 from deploytool.evaluation import deployed, evaluate_model
 from deploytool.models.conditional import ConditionalModel
-from deploytool.models.factory import build_model, recipe_setting
+from deploytool.models.factory import build_model, recipe_labels, recipe_setting
 from deploytool.progress import progress_bar
 from deploytool.recipe import Recipe
 from deploytool.training.density import density_metrics
@@ -65,7 +65,8 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
     images = with_adversarial(data, recipe.data.adversarial)
     files = {path: file_digest(path) for path in recipe.data.adversarial}
     place = torch.device(device)
-    model = build_model(recipe, data.info)
+    labels = load_checkpoint(run).labels if resume else recipe_labels(recipe, data.info)
+    model = build_model(recipe, data.info, labels)
     if recipe.model.weights is not None and not resume:
         load_pretrained(model, recipe.model.weights)
         files[recipe.model.weights] = file_digest(weights_file(recipe.model.weights))
@@ -81,7 +82,9 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
         threads = torch.get_num_threads()
         save_checkpoint(
             run,
-            Checkpoint(len(history), model.state_dict(), momentum, history, data.info, threads, recipe.digest(), files),
+            Checkpoint(
+                len(history), model.state_dict(), momentum, history, data.info, threads, recipe.digest(), files, labels
+            ),
         )
 
     epochs, steps = recipe.optimizer.epochs, batches_per_epoch(len(images), recipe.data.batch_size)

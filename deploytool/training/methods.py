@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from deploytool.attacks.pgd import Pgd, pgd
 from deploytool.models.activity import Pass, trained_passes
@@ -15,6 +14,7 @@ from deploytool.models.factory import recipe_setting
 from deploytool.models.oat import OatModel
 from deploytool.models.setting import Setting
 from deploytool.recipe import FloatMethod, OatMethod, PgdAtMethod, Recipe
+from deploytool.training.objective import Objective, make_objective
 from deploytool.training.regularizers import step_penalty
 
 
@@ -58,7 +58,8 @@ def training_step(
     """Compute the loss of the recipe's method on one batch; the model must be in training mode.
 
     The losses of all widths are summed (Yu et al. 2019; paper 5, FLOATS slim); the tallies are the full width's.
-    The recipe's regularisation adds its penalty to any of them; see `deploytool.training.regularizers`.
+    Whatever the method, reasoning labels make an image's loss that of paper 1's eq. 3 (`deploytool.training.objective`)
+    and regularisation adds its penalty (`deploytool.training.regularizers`).
 
     Args:
         model: the model of the recipe.
@@ -68,6 +69,7 @@ def training_step(
         generator: on the image's device; random starts, redrawn noise and sampled lambdas come from it.
     """
     attack = Pgd(**recipe.attack.model_dump())
+    objective = make_objective(model, recipe)
     section = recipe.regularization
     watched = section is not None and section.activation > 0
     steps: list[Step] = []
@@ -77,7 +79,7 @@ def training_step(
             trained_passes(model.skeleton(width)) if watched else nullcontext([])
         )
         with watch as trained:
-            steps.append(_width_step(model, recipe, attack, image, label, generator, width))
+            steps.append(_width_step(model, recipe, objective, attack, image, label, generator, width))
         passes.append(trained)
     penalty = None if section is None else step_penalty(model, section, passes)
     return Step(torch.stack([step.loss for step in steps]).sum(), steps[-1].clean, steps[-1].robust, penalty)
@@ -86,6 +88,7 @@ def training_step(
 def _width_step(
     model: ConditionalModel,
     recipe: Recipe,
+    objective: Objective,
     attack: Pgd,
     image: Tensor,
     label: Tensor,
@@ -95,17 +98,18 @@ def _width_step(
     method = recipe.method
     if isinstance(method, FloatMethod):
         settings = recipe_setting(recipe, 0.0, width), recipe_setting(recipe, 1.0, width)
-        return float_step(model, settings, attack, image, label, generator)
+        return float_step(model, settings, objective, attack, image, label, generator)
     if isinstance(method, OatMethod):
         assert isinstance(model, OatModel)
-        return oat_step(model, method.lambdas, attack, image, label, generator, width)
+        return oat_step(model, method.lambdas, objective, attack, image, label, generator, width)
     lam = method.lam if isinstance(method, PgdAtMethod) else 0.0
-    return pgd_at_step(model, lam, attack, image, label, generator, Setting(width=width))
+    return pgd_at_step(model, lam, objective, attack, image, label, generator, Setting(width=width))
 
 
 def pgd_at_step(
     model: ConditionalModel,
     lam: float,
+    objective: Objective,
     attack: Pgd,
     image: Tensor,
     label: Tensor,
@@ -118,21 +122,22 @@ def pgd_at_step(
     set of batch norms sees both.
     """
     if lam == 0:
-        logits = model(image, setting)
-        return Step(F.cross_entropy(logits, label), clean=Tally.of(logits, label))
-    with model.network(setting) as network:
-        adversarial = pgd(network, image, label, attack, generator)
+        answer = model(image, setting, reasoning=True)
+        return Step(objective.loss(answer, label), clean=Tally.of(model.logits(answer), label))
+    with model.network(setting, reasoning=True) as network:
+        adversarial = pgd(network, image, label, attack, generator, objective.attacked)
     if lam == 1:
-        logits = model(adversarial, setting)
-        return Step(F.cross_entropy(logits, label), robust=Tally.of(logits, label))
-    clean_logits, adversarial_logits = model(torch.cat([image, adversarial]), setting).chunk(2)
-    loss = (1 - lam) * F.cross_entropy(clean_logits, label) + lam * F.cross_entropy(adversarial_logits, label)
-    return Step(loss, Tally.of(clean_logits, label), Tally.of(adversarial_logits, label))
+        answer = model(adversarial, setting, reasoning=True)
+        return Step(objective.loss(answer, label), robust=Tally.of(model.logits(answer), label))
+    clean, attacked = model(torch.cat([image, adversarial]), setting, reasoning=True).chunk(2)
+    loss = (1 - lam) * objective.loss(clean, label) + lam * objective.loss(attacked, label)
+    return Step(loss, Tally.of(model.logits(clean), label), Tally.of(model.logits(attacked), label))
 
 
 def float_step(
     model: ConditionalModel,
     settings: tuple[Setting, Setting],
+    objective: Objective,
     attack: Pgd,
     image: Tensor,
     label: Tensor,
@@ -145,18 +150,19 @@ def float_step(
     """
     clean_setting, adversarial_setting = settings
     half = len(label) // 2
-    clean_logits = model(image[:half], clean_setting)
-    with model.network(adversarial_setting, generator) as network:
-        adversarial = pgd(network, image[half:], label[half:], attack, generator)
-    adversarial_logits = model(adversarial, adversarial_setting, generator)
-    loss = 0.5 * F.cross_entropy(clean_logits, label[:half])
-    loss = loss + 0.5 * F.cross_entropy(adversarial_logits, label[half:])
-    return Step(loss, Tally.of(clean_logits, label[:half]), Tally.of(adversarial_logits, label[half:]))
+    clean = model(image[:half], clean_setting, reasoning=True)
+    with model.network(adversarial_setting, generator, reasoning=True) as network:
+        adversarial = pgd(network, image[half:], label[half:], attack, generator, objective.attacked)
+    attacked = model(adversarial, adversarial_setting, generator, reasoning=True)
+    loss = 0.5 * objective.loss(clean, label[:half])
+    loss = loss + 0.5 * objective.loss(attacked, label[half:])
+    return Step(loss, Tally.of(model.logits(clean), label[:half]), Tally.of(model.logits(attacked), label[half:]))
 
 
 def oat_step(
     model: OatModel,
     lambdas: Sequence[float],
+    objective: Objective,
     attack: Pgd,
     image: Tensor,
     label: Tensor,
@@ -173,17 +179,19 @@ def oat_step(
     drawn = torch.randint(len(lambdas), (len(label),), generator=generator, device=image.device)
     lam = torch.tensor(lambdas, device=image.device)[drawn].sort().values  # images are in random order already
     clean = int((lam == 0).sum())
-    logits = model.forward_mixed(image, lam, clean, width)
-    losses = (1 - lam) * F.cross_entropy(logits, label, reduction="none")
-    tally = Tally.of(logits, label)
+    answer = model.forward_mixed(image, lam, clean, width)
+    losses = (1 - lam) * objective.losses(answer, label)
+    tally = Tally.of(model.logits(answer), label)
     if clean == len(label):
         return Step(losses.mean(), tally)
     image, label, lam = image[clean:], label[clean:], lam[clean:]
     with evaluation_mode(model):
-        adversarial = pgd(lambda x: model.forward_mixed(x, lam, 0, width), image, label, attack, generator)
-    logits = model.forward_mixed(adversarial, lam, 0, width)
-    robust = lam * F.cross_entropy(logits, label, reduction="none")
-    return Step((losses.sum() + robust.sum()) / len(losses), tally, Tally.of(logits, label))
+        adversarial = pgd(
+            lambda x: model.forward_mixed(x, lam, 0, width), image, label, attack, generator, objective.attacked
+        )
+    answer = model.forward_mixed(adversarial, lam, 0, width)
+    robust = lam * objective.losses(answer, label)
+    return Step((losses.sum() + robust.sum()) / len(losses), tally, Tally.of(model.logits(answer), label))
 
 
 @contextmanager

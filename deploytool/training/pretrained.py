@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deploytool.errors import CheckpointError
 from deploytool.models.conditional import ConditionalModel, DualNormModel, Norms, batch_norms
+from deploytool.models.reasoning import HEAD
 from deploytool.training.run import MODEL, tensor_problems
 
 MAX_BYTES = 8 << 30  # of all tensors together, unpacked
@@ -27,7 +28,8 @@ def load_pretrained(model: ConditionalModel, path: str) -> None:
 
     Tensors are found by name, the backbone's own (`conv1.weight`, `layer1.0.bn1.running_mean`). Of a run of ours the
     backbone is taken and all else left (momentum, alphas, FiLM, BN_A, other widths, masks). A wrapper's prefix that
-    all names share is dropped. `num_batches_tracked`, which no answer depends on, may be absent.
+    all names share is dropped. `num_batches_tracked`, which no answer depends on, may be absent, and so may a head for
+    reasoning labels, which then stays as it is.
 
     The other sets of batch norms (BN_A, and those of each narrower width) start as the leading blocks of the
     backbone's, and a sparse model's masks prune what was loaded.
@@ -43,11 +45,13 @@ def load_pretrained(model: ConditionalModel, path: str) -> None:
     file = weights_file(path)
     tensors = _unwrapped(_read(file))
     own = model.backbone.state_dict()
-    counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
-    problems = tensor_problems(own, counters | tensors)
+    optional = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+    if not any(name.startswith(f"{HEAD}.") for name in tensors):
+        optional |= {name: own[name] for name in own if name.startswith(f"{HEAD}.") and model.reasons}
+    problems = tensor_problems(own, optional | tensors)
     if problems:
         raise CheckpointError(f"model.weights (={file}) does not fit the backbone: {'; '.join(problems)}")
-    model.backbone.load_state_dict(counters | tensors)
+    model.backbone.load_state_dict(optional | tensors)
     _spread_norms(model)
     model.apply_masks()
 

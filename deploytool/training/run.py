@@ -20,7 +20,9 @@ from torch import Tensor
 
 from deploytool.atomic import atomic_path, remove_leftovers, write_text
 from deploytool.data.catalogue import DatasetInfo
-from deploytool.errors import CheckpointError, DataError, RunError
+from deploytool.errors import CheckpointError, DataError, LabelError, RunError
+from deploytool.labels.files import parse_labels
+from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model
 from deploytool.recipe import Recipe, load_recipe
@@ -41,6 +43,7 @@ class Checkpoint:
         threads: torch's threads; another number sums in another order.
         recipe: digest of the recipe that was trained.
         files: SHA-256 by path of the files that training reads beside the data set.
+        labels: the reasoning labels trained with, classes in the data set's order; None without them.
     """
 
     epochs: int
@@ -51,6 +54,7 @@ class Checkpoint:
     threads: int
     recipe: str
     files: dict[str, str] = field(default_factory=dict)
+    labels: LabelMap | None = None
 
 
 def checkpoint_path(run: Path) -> Path:
@@ -100,6 +104,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         "threads": str(checkpoint.threads),
         "files": json.dumps(checkpoint.files),
     }
+    if checkpoint.labels is not None:
+        metadata["labels"] = json.dumps({"classes": checkpoint.labels.to_dict()})
     try:
         with atomic_path(checkpoint_path(run)) as aside:
             save_file(tensors, aside, metadata)
@@ -128,6 +134,9 @@ def load_checkpoint(run: Path) -> Checkpoint:
             raise ValueError(f"its history does not fit its {epochs} epochs")
         data, threads = _read_info(json.loads(metadata["data"])), int(metadata["threads"])
         files = {str(name): str(digest) for name, digest in json.loads(metadata.get("files", "{}")).items()}
+        labels = None
+        if "labels" in metadata:
+            labels = parse_labels(metadata["labels"], "its label map").for_classes(data.classes)
     except (
         SafetensorError,
         OSError,
@@ -136,6 +145,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         TypeError,
         AttributeError,
         DataError,
+        LabelError,
         RecursionError,
     ) as error:
         reason = " ".join(str(error).split())[:160]
@@ -149,6 +159,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         threads,
         metadata.get("recipe", ""),
         files,
+        labels,
     )
 
 
@@ -196,6 +207,11 @@ class Run:
     model: ConditionalModel
     checkpoint: Checkpoint
 
+    @property
+    def labels(self) -> LabelMap | None:
+        """The reasoning labels of the second head, classes in the order of the logits; None without one."""
+        return self.checkpoint.labels
+
 
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Load a run's recipe and trained model.
@@ -210,7 +226,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     checkpoint = load_checkpoint(run)
     if checkpoint.recipe != recipe.digest():
         raise CheckpointError(f"{run}: its checkpoint is of another recipe than its recipe.yaml; train it again")
-    model = build_model(recipe, checkpoint.data)
+    model = build_model(recipe, checkpoint.data, checkpoint.labels)
     load_weights(model, checkpoint.model, str(checkpoint_path(run)))
     return Run(run, recipe, model.eval(), checkpoint)
 
