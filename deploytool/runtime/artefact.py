@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from deploytool.errors import ArtefactError
 from deploytool.runtime.graph import Graph, take_apart
 from deploytool.runtime.ranges import Ranges, read_ranges
+from deploytool.runtime.reasoning import Reasoning, read_reasoning
 from deploytool.runtime.validation import check_graph, check_tensors
 
 MAX_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
@@ -40,6 +41,7 @@ class Metadata:
         stored_sparse: whether weights are to be restored from sparse ones (`deploytool.export.compress`).
         ranges: of the activations, in a file to specialise that was exported with `--quantize int8`.
         precision: of a plain network: `int8`, `float32`, or None where the file does not say.
+        reasoning: what the output `reasoning` means; None where the file has none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Metadata:
     stored_sparse: bool = False
     ranges: Ranges | None = None
     precision: str | None = None
+    reasoning: Reasoning | None = None
 
     @property
     def fixed(self) -> bool:
@@ -164,7 +167,8 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
     if "version" not in properties or "classes" not in properties:
         raise ArtefactError(f"{path} was not exported by deploytool (no deploytool.* metadata); use deploytool export")
     inputs = {value.name: value for value in model.graph.input}
-    if "image" not in inputs or "logits" not in {value.name for value in model.graph.output}:
+    outputs = {value.name: value for value in model.graph.output}
+    if "image" not in inputs or "logits" not in outputs:
         raise ArtefactError(f"{path} has no input `image` and output `logits`; export it again with deploytool export")
     dims = inputs["image"].type.tensor_type.shape.dim
     shape = tuple(dim.dim_value for dim in dims[1:])
@@ -179,6 +183,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         lam, threshold = _number(properties.get("lambda")), _number(properties.get("lambda_threshold"))
         widths = tuple(_number(str(width)) or 0.0 for width in _json(properties.get("widths", "[1.0]"), list))
         ranges = read_ranges(properties["quantization"]) if "quantization" in properties else None
+        reasoning = read_reasoning(dict(pairs), classes)
         if properties.get("precision") not in (None, "int8", "float32"):
             raise ValueError(f"precision {properties['precision'][:40]}")
         if properties.get("conditioning") not in (None, "switch", "interpolate"):
@@ -191,6 +196,10 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         raise ArtefactError(f"{path}: metadata does not fit the graph (widths {str(widths)[:80]}); export it again")
     if not 2 <= len(classes) <= MAX_CLASSES or mode != ("L" if shape[0] == 1 else "RGB"):
         raise ArtefactError(f"{path}: metadata does not fit the graph (classes, colour mode); export it again")
+    reasons = outputs.get("reasoning", onnx.ValueInfoProto()).type.tensor_type.shape.dim
+    expected = [] if reasoning is None else [len(reasoning.labels)]
+    if ("reasoning" in outputs) != bool(expected) or [dim.dim_value for dim in reasons[1:]] != expected:
+        raise ArtefactError(f"{path}: metadata does not fit the graph (reasoning labels); export it again")
     thresholds = (0.0, 0.5) if any(t.name == "lambda_threshold" for t in model.graph.initializer) else (None,)
     if ranges is not None and not ranges.cover(thresholds, widths):
         raise ArtefactError(f"{path}: metadata does not fit the graph (activation ranges); export it again")
@@ -210,6 +219,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         stored_sparse=properties.get("storage") == "sparse",
         ranges=ranges,
         precision=properties.get("precision"),
+        reasoning=reasoning,
     )
 
 

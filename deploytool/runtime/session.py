@@ -32,6 +32,7 @@ from deploytool.runtime.partial import (
     select_outputs,
     specialized_graph,
 )
+from deploytool.runtime.reasoning import Reasoning, Verdict, check_reasoning_threshold
 from deploytool.runtime.threads import available_threads, check_threads
 
 Array = np.ndarray[Any, Any]
@@ -74,6 +75,10 @@ class Session:
 
         session = Session("model.onnx")
         logits = session(image, lam=0.3)
+
+        session = Session("model.onnx", outputs=("logits", "reasoning"))     of a model with reasoning labels
+        [verdict] = session.judge(image, lam=0.3)
+        verdict.words                                   "classified panda, rejected: says tires, seats; lacks paws"
 
     A lambda or width not seen before is answered by the graph as it stands in the file, about half as fast, while the
     graph is specialised to it in the background; from then on the specialised network answers, as fast as a plain
@@ -154,7 +159,7 @@ class Session:
         Raises:
             InputError: shape, dtype, range, lambda or width are not as above, or the session has no logits.
         """
-        self._check_logits()
+        self._check_computed("logits")
         return self.run(image, lam, width)["logits"]
 
     def run(
@@ -178,10 +183,39 @@ class Session:
                 whole[rows] = values
         return answers
 
+    def judge(
+        self,
+        image: Array,
+        lam: float | Array | None = None,
+        width: float | Array | None = None,
+        threshold: float | None = None,
+    ) -> list[Verdict]:
+        """Classify images and judge each answer by its reasons; needs the outputs `logits` and `reasoning`.
+
+        Args:
+            image, lam, width: as in `__call__`.
+            threshold: t_rsn in [0, 1], the share of reasoning labels that have to agree with the class's; the file's
+                own where None.
+
+        Returns:
+            A verdict for each image; see `deploytool.runtime.reasoning`.
+
+        Raises:
+            InputError: as `__call__`, or the file has no reasoning labels, or the threshold is out of range.
+        """
+        reasoning = self.check_reasoning(threshold)
+        self._check_computed("logits", "reasoning")
+        answers = self.run(image, lam, width)
+        return reasoning.judge(answers["logits"], answers["reasoning"], threshold)
+
     def generic(self, image: Array, lam: float | None, width: float | None = None) -> Array:
         """The logits of the graph as it stands in the file: slower, and nothing to prepare for a new setting."""
-        self._check_logits()
-        return self._run_generic(self.check_image(image), self._key(lam, width))["logits"]
+        self._check_computed("logits")
+        return self.run_generic(image, lam, width)["logits"]
+
+    def run_generic(self, image: Array, lam: float | None, width: float | None = None) -> dict[str, Array]:
+        """As `generic`, with every output of the session by name."""
+        return self._run_generic(self.check_image(image), self._key(lam, width))
 
     def warm(
         self, lambdas: float | Iterable[float | None] | None, widths: float | Iterable[float | None] | None = None
@@ -242,9 +276,18 @@ class Session:
         """Return a width that the file holds, the widest where None; raise InputError otherwise."""
         return check_file_width(self._artefact, width)
 
-    def _check_logits(self) -> None:
-        if "logits" not in self._outputs:
-            raise InputError(f"this session computes {', '.join(self._outputs)}; name logits among its outputs")
+    def check_reasoning(self, threshold: float | None = None) -> Reasoning:
+        """Return what the file's reasons mean; raise InputError where it has none, or t_rsn is out of range."""
+        if self.metadata.reasoning is None:
+            raise InputError(f"{self._name} has no reasoning labels; train with a recipe that has them, and export it")
+        if threshold is not None:
+            check_reasoning_threshold(threshold)
+        return self.metadata.reasoning
+
+    def _check_computed(self, *outputs: str) -> None:
+        if not set(outputs) <= set(self._outputs):
+            wanted = " and ".join(outputs)
+            raise InputError(f"this session computes {', '.join(self._outputs)}; name {wanted} among its outputs")
 
     def _key(self, lam: float | None, width: float | None) -> Key:
         lam = self.check_lambda(lam)
@@ -292,12 +335,17 @@ class Session:
 
     def _checked(self, values: Sequence[Array], count: int) -> dict[str, Array]:
         answers = dict(zip(self._outputs, values, strict=True))
+        sizes = {"logits": len(self.metadata.classes)}
+        if self.metadata.reasoning is not None:
+            sizes["reasoning"] = len(self.metadata.reasoning.labels)
         for name, value in answers.items():
-            expected = (count, len(self.metadata.classes)) if name == "logits" else (count, *np.shape(value)[1:])
+            expected = (count, sizes[name]) if name in sizes else (count, *np.shape(value)[1:])
             if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != expected:
                 raise ArtefactError(f"{self._name}: `{name}` are not {expected} float32; export it again")
             if not np.isfinite(value).all():
                 raise ArtefactError(f"{self._name}: its {name} are NaN or infinite; its weights are damaged")
+            if name == "reasoning" and not (value.min() >= 0 and value.max() <= 1):
+                raise ArtefactError(f"{self._name}: its {name} are no probabilities; export it again")
         return answers
 
     def _generic_network(self) -> Network:
