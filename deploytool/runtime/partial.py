@@ -25,6 +25,7 @@ from deploytool.runtime.graph import Graph, assemble
 from deploytool.runtime.operators import MAX_HELD_BYTES, OPERATORS, evaluate_node
 from deploytool.runtime.quantized import int8_weights, quantized_graph, with_pooled_means
 from deploytool.runtime.ranges import PRECISION, QUANTIZATION, Precision
+from deploytool.runtime.reasoning import LABELS, THRESHOLD, VECTORS
 from deploytool.runtime.validation import check_graph
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +36,7 @@ def specialized_model(
     lam: float | None,
     lambda_threshold: float | None = None,
     width: float | None = None,
-    outputs: Sequence[str] = ("logits",),
+    outputs: Sequence[str] | None = None,
     precision: Precision | None = None,
 ) -> onnx.ModelProto:
     """Return the plain model of one lambda and width.
@@ -47,7 +48,7 @@ def specialized_model(
         lam: lambda in [0, 1]; None where the model takes none.
         lambda_threshold: 0 or 0.5, used instead of the file's own.
         width: one of the file's; the widest where None.
-        outputs: the outputs to keep; nodes that only others need are dropped.
+        outputs: the outputs to keep, all where None; nodes that only others need are dropped.
         precision: `int8` or `float32`; int8 where None and the file has activation ranges.
 
     Raises:
@@ -61,7 +62,8 @@ def specialized_model(
         check_threshold(artefact, lambda_threshold)
     outputs, precision = check_outputs(artefact, outputs), check_precision(artefact, precision)
     graph = specialized_graph(artefact, lam, lambda_threshold, width, outputs, precision)
-    dropped = "deploytool.storage", QUANTIZATION
+    reasons = () if "reasoning" in outputs else (LABELS, VECTORS, THRESHOLD)
+    dropped = "deploytool.storage", QUANTIZATION, *reasons
     properties = {key: value for key, value in artefact.properties.items() if key not in dropped}
     properties[PRECISION] = precision
     if len(artefact.metadata.widths) > 1:
@@ -78,7 +80,7 @@ def specialized_graph(
     lam: float | None,
     lambda_threshold: float | None,
     width: float,
-    outputs: Sequence[str] = ("logits",),
+    outputs: Sequence[str] | None = None,
     precision: Precision | None = None,
 ) -> Graph:
     """The graph of `specialized_model`; arguments as there, already checked. Raises ArtefactError.
@@ -90,7 +92,8 @@ def specialized_graph(
     knobs = {"lambda": lam, "width": width, "lambda_threshold": lambda_threshold}
     given = {name: np.array(value, np.float32) for name, value in knobs.items() if value is not None}
     try:
-        graph = fold_batch_norms(evaluate(select_outputs(artefact.graph, outputs), given))
+        graph = artefact.graph if outputs is None else select_outputs(artefact.graph, outputs)
+        graph = fold_batch_norms(evaluate(graph, given))
         if metadata.ranges is not None and precision != "float32":
             threshold = metadata.lambda_threshold if lambda_threshold is None else lambda_threshold
             graph = quantized_graph(with_pooled_means(graph), metadata.ranges.at(lam, threshold, width))
@@ -160,10 +163,12 @@ def check_precision(artefact: Artefact, precision: str | None) -> Precision:
     return next(each for each in can if precision in (None, each))
 
 
-def check_outputs(artefact: Artefact, outputs: Sequence[str]) -> tuple[str, ...]:
-    """Return names of outputs that the file has, at least one; raise InputError otherwise."""
-    outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+def check_outputs(artefact: Artefact, outputs: Sequence[str] | None) -> tuple[str, ...]:
+    """Return names of outputs that the file has, at least one, all where None; raise InputError otherwise."""
     known = [value.name for value in artefact.graph.outputs]
+    if outputs is None:
+        return tuple(known)
+    outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     unknown = [name for name in outputs if name not in known]
     if unknown or not outputs:
         wrong = f"output {unknown[0]!r} is not in {artefact.path}" if unknown else "no output was named"

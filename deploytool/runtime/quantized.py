@@ -6,7 +6,8 @@
 `Q` and `DQ` are QuantizeLinear and DequantizeLinear with the numbers of `deploytool.runtime.rounding`; onnxruntime
 fuses what stands between them to QLinearConv, QLinearAdd, QLinearGlobalAveragePool and QGemm.
 
-- Inputs and outputs of Conv, Gemm, Add, Concat and of pools that average are quantised. Graph outputs stay float32.
+- Inputs and outputs of Conv, Gemm, Add, Concat and of pools that average are quantised. Graph outputs stay float32,
+  and so does what a Sigmoid makes one of: 8 bits between a head and its threshold would move answers for nothing.
 - A Relu or Clip after a Conv, Gemm or Add goes: the range of `y` lies within its bounds, and Q saturates there.
 - What moves values and leaves them as they are (MaxPool, Flatten, Pad with zeros ...) keeps the scale of its input.
 - All else computes in float32 between a DQ and a Q: normalisation of the image, batch norms that do not fold.
@@ -110,6 +111,7 @@ def int8_weights(graph: Graph) -> set[str]:
 def make_plan(graph: Graph) -> Plan:
     """Decide what of a graph is computed in INT8."""
     outputs = {value.name for value in graph.outputs}
+    outputs |= {node.input[0] for node in graph.nodes if node.op_type == "Sigmoid" and node.output[0] in outputs}
     nodes, bounds = _without_activations(graph, outputs)
     own = {name for node in nodes if is_int8(node, graph) for name in _data(node, graph)}
     own |= {name for node in nodes if is_int8(node, graph) for name in node.output if name not in outputs}

@@ -5,11 +5,16 @@ INT8 ones cannot: rounding activations to 8 bits moved the logits of trained net
 largest minus the smallest over the images); activation ranges wrong by a factor of two moved them by 34 %. So INT8
 logits have to agree to a quarter of that range: the check finds a network that is broken, and accuracy is what `export`
 measures.
+
+Probabilities of reasoning labels agree to 1e-3 too in float32. In INT8 they are compared as what they are before the
+sigmoid, log(p / (1 - p)), to which the same rule applies: a probability near 0.5 moves by a quarter of what its logit
+does, one near 0 or 1 not at all, so that no tolerance of probabilities fits both.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +27,9 @@ from deploytool.runtime.session import Session
 
 TOLERANCE = 1e-3
 INT8_TOLERANCE = 0.25  # of the range of the logits
+SURE = 1e-4  # probabilities nearer to 0 or 1 are as good as there
+
+Array = np.ndarray[Any, Any]
 
 
 def specialize(
@@ -43,8 +51,8 @@ def specialize(
         precision: `int8` or `float32`; int8 where None and the file was exported with `--quantize int8`.
 
     Returns:
-        `file`, `size_mb` (10^6 bytes), `precision`, `max_abs_error` of the logits on random images against onnxruntime
-        running the generic graph.
+        `file`, `size_mb` (10^6 bytes), `precision`, `max_abs_error` of logits and of probabilities of reasoning labels
+        on random images against onnxruntime running the generic graph.
 
     Raises:
         ArtefactError: the file is no model of deploytool, or the result does not answer as it does.
@@ -56,11 +64,16 @@ def specialize(
     if path.exists() and path.samefile(artefact.path):
         raise InputError(f"{path} is the file to specialise; name another one with -o")
     specialized = artefact_of(path, model)
-    error, allowed = _error_against(artefact, specialized, lam, lambda_threshold, width)
-    if not error <= allowed:
+    images = np.random.default_rng(0).random((4, *artefact.metadata.shape), np.float32)
+    outputs = [value.name for value in artefact.graph.outputs]
+    session = Session(artefact, threads=1, lambda_threshold=lambda_threshold, outputs=outputs)
+    want = session.run_generic(images, lam, width)
+    answers = Session(specialized, threads=1, outputs=outputs).run(images)
+    off = too_far_off(answers, want, int8=specialized.metadata.precision == "int8")
+    if off is not None:
         raise ArtefactError(
-            f"{path} was not written: its logits differ from those of {artefact.path} by {error:.2e}, allowed "
-            f"{allowed:.0e}; please report this with the file"
+            f"{path} was not written: its {off.output} differ from those of {artefact.path} by {off.error:.2e}, "
+            f"allowed {off.allowed:.0e}; please report this with the file"
         )
     with atomic_path(path) as aside:
         aside.write_bytes(model.SerializeToString())
@@ -68,7 +81,7 @@ def specialize(
         "file": str(path),
         "size_mb": round(path.stat().st_size / 1e6, 6),
         "precision": specialized.metadata.precision,
-        "max_abs_error": error,
+        "max_abs_error": max(float(np.abs(answers[name] - want[name]).max()) for name in outputs),
     }
 
 
@@ -81,12 +94,34 @@ def _default_path(
     return artefact.path.with_name(f"{artefact.path.stem}{suffix}.onnx")
 
 
-def _error_against(
-    artefact: Artefact, specialized: Artefact, lam: float | None, threshold: float | None, width: float | None
-) -> tuple[float, float]:
-    """The largest difference of a logit from the generic graph's, and the largest that is allowed."""
-    images = np.random.default_rng(0).random((4, *artefact.metadata.shape), np.float32)
-    generic = Session(artefact, threads=1, lambda_threshold=threshold).generic(images, lam, width)
-    error = float(np.abs(generic - Session(specialized, threads=1)(images)).max())
-    int8 = specialized.metadata.precision == "int8"
-    return error, INT8_TOLERANCE * float(np.ptp(generic)) if int8 else TOLERANCE
+class Difference(NamedTuple):
+    """The largest difference of a value of an output, and the largest that is allowed."""
+
+    output: str
+    error: float
+    allowed: float
+
+
+def too_far_off(answers: Mapping[str, Array], want: Mapping[str, Array], *, int8: bool) -> Difference | None:
+    """The first output of a network that differs by more than its precision allows; None where none does.
+
+    Args:
+        answers, want: outputs by name: `logits` (N, K), `reasoning` (N, R) probabilities.
+        int8: whether the answers are an INT8 network's, and not a float32 one's.
+    """
+    for name, expected in want.items():
+        answer, allowed = answers[name], TOLERANCE
+        if int8:
+            least = 0.0
+            if name == "reasoning":
+                answer, expected, least = _log_odds(answer), _log_odds(expected), 1.0  # of an undecided head
+            allowed = INT8_TOLERANCE * max(float(np.ptp(expected)), least)
+        error = float(np.abs(answer - expected).max())
+        if not error <= allowed:
+            return Difference(name, error, allowed)
+    return None
+
+
+def _log_odds(probability: Array) -> Array:
+    clipped = np.clip(probability.astype(np.float64), SURE, 1 - SURE)
+    return np.log(clipped / (1 - clipped))
