@@ -19,8 +19,8 @@ from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe, StandardMethod, 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALLEST = "name: x\nmethod: {name: float}\n"
 SECTIONS = {
-    "name", "seed", "data", "model", "method", "sparsity", "reasoning", "regularization", "attack", "optimizer", "evaluate",
-    "pipeline", "robustness",
+    "name", "seed", "data", "model", "method", "sparsity", "reasoning", "regularization", "attack", "optimizer",
+    "evaluate", "pipeline", "robustness",
 }  # fmt: skip
 
 shipped = pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
