@@ -20,6 +20,7 @@ from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_labels, recipe_setting
 from deploytool.progress import progress_bar
 from deploytool.recipe import Recipe
+from deploytool.training.consistency import consistency_metrics
 from deploytool.training.density import density_metrics
 from deploytool.training.methods import Step, training_step
 from deploytool.training.pretrained import load_pretrained, weights_file
@@ -123,6 +124,8 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
                 metrics |= move_masks(model, momentum, recipe.sparsity, last=epoch + 1 == epochs)
             if recipe.regularization is not None:
                 metrics |= density_metrics(model, data.test)
+            if recipe.reasoning is not None and due(epoch + 1, epochs, recipe.reasoning.every):
+                metrics |= consistency_metrics(model, data.test.head(recipe.evaluate.images), recipe)
             history.append(metrics)
             save()
             log_scalars(log, metrics)
@@ -210,6 +213,11 @@ def restore(
     return list(checkpoint.history), checkpoint.files
 
 
+def due(epoch: int, epochs: int, every: int) -> bool:
+    """Whether something is measured after this epoch of so many: every so often and at the end; with 0, never."""
+    return every > 0 and (epoch % every == 0 or epoch == epochs)
+
+
 def alpha_metrics(model: ConditionalModel) -> dict[str, list[float]]:
     """The learned noise scaling factors, where the model has them."""
     alpha = getattr(model, "alpha", None)
@@ -217,8 +225,10 @@ def alpha_metrics(model: ConditionalModel) -> dict[str, list[float]]:
 
 
 def log_scalars(log: Any, metrics: dict[str, Any]) -> None:
-    """Write one epoch's numbers to TensorBoard; lists and dictionaries get a curve per entry."""
+    """Write one epoch's numbers to TensorBoard; lists and dictionaries of them get a curve per entry."""
     for name, value in metrics.items():
+        if name == "consistency":  # counts, of which test_coverage and others are scalars
+            continue
         entries = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else None
         for key, number in [(name, value)] if entries is None else entries.items():
             log.add_scalar(name if entries is None else f"{name}/{key}", number, metrics["epoch"])
