@@ -21,14 +21,17 @@ from deploytool.evaluation import deployed
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.compress import compress_weights
 from deploytool.export.condition import add_condition
+from deploytool.export.heads import split_heads
 from deploytool.export.parity import Parity, check_parity, max_difference
 from deploytool.export.quantize import Quantizer, quantizer_of_run, quantizer_of_untrained
 from deploytool.export.shrink import Shrunk, shrink, weight_count
+from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel, weight_names
-from deploytool.models.factory import build_model, recipe_setting
+from deploytool.models.factory import build_model, recipe_labels, recipe_setting
 from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.recipe import FloatMethod, Recipe
+from deploytool.runtime.reasoning import Reasoning
 from deploytool.training.run import Run
 
 TOLERANCE = 1e-3
@@ -65,7 +68,7 @@ def export(
         with `quantize` also `quantization`, what `Quantizer` returns.
 
     Raises:
-        ParityError: some logit is off by more than 1e-3; nothing is left behind.
+        ParityError: a logit, or a probability of a reasoning label, is off by more than 1e-3; nothing is left behind.
         InputError: conditioning or threshold do not fit the method, or `round_channels` is another number.
         DataError: there are no images to calibrate on.
     """
@@ -78,7 +81,7 @@ def export(
     quantizer = quantizer_of_run(run, setting, narrow, calibration_images) if quantize else None
     path = file or run.path / "model.onnx"
     return write_artefact(
-        run.model, recipe, info, images, path, setting, True, round_channels, narrow, compress, quantizer
+        run.model, recipe, info, images, path, setting, True, round_channels, narrow, compress, quantizer, run.labels
     )
 
 
@@ -98,12 +101,13 @@ def export_untrained(
     With `quantize` it is calibrated on random images, 32 where `calibration_images` is None.
     """
     info = dataset_info(recipe.data)
-    model = build_model(recipe, info).eval()
+    labels = recipe_labels(recipe, info)
+    model = build_model(recipe, info, labels).eval()
     setting, narrow = _widths(model, export_setting(recipe, conditioning, lambda_threshold), width)
     images = random_images(info)
     quantizer = quantizer_of_untrained(model, recipe, info, setting, narrow, calibration_images) if quantize else None
     return write_artefact(
-        model, recipe, info, images, file, setting, False, round_channels, narrow, compress, quantizer
+        model, recipe, info, images, file, setting, False, round_channels, narrow, compress, quantizer, labels
     )
 
 
@@ -151,10 +155,14 @@ def write_artefact(
     narrow: Sequence[float] = (),
     compress: bool = False,
     quantizer: Quantizer | None = None,
+    labels: LabelMap | None = None,
 ) -> dict[str, Any]:
-    """Build, check and write; see `export`. `images` (7, C, H, W) are what parity is measured on."""
+    """Build, check and write; see `export`.
+
+    `images` (7, C, H, W) are what parity is measured on; `labels` are those of a model with reasoning labels.
+    """
     graph = build_graph(model, info, setting, round_channels, narrow)
-    onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained, narrow))
+    onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained, narrow, labels))
     numbers: dict[str, Any] = compression(model, graph, setting)
     if compress and quantizer is None:  # parity is that of the file as it stands
         numbers["storage"] = compress_weights(graph)
@@ -164,7 +172,7 @@ def write_artefact(
         parity = check_parity(aside, model, setting, images, narrow)
         if not parity.max_abs_error <= TOLERANCE:
             raise ParityError(
-                f"{path} was not written: its logits differ from the model's by {parity.max_abs_error:.2e} "
+                f"{path} was not written: its answers differ from the model's by {parity.max_abs_error:.2e} "
                 f"({parity.worst}), allowed {TOLERANCE:.0e}; please report this with the recipe"
             )
         if quantizer is not None:  # rounding is no fault of the graph: accuracy is measured instead
@@ -174,7 +182,7 @@ def write_artefact(
                 numbers["storage"] = compress_weights(graph)
                 error = max_difference(dense, graph.SerializeToString(), images)
                 if not error <= TOLERANCE:
-                    raise ParityError(f"{path} was not written: weights stored sparse move its logits by {error:.2e}")
+                    raise ParityError(f"{path} was not written: weights stored sparse move its answers by {error:.2e}")
             aside.write_bytes(graph.SerializeToString())
         onnx.checker.check_model(str(aside), full_check=True)
     return {
@@ -201,8 +209,9 @@ def build_graph(
     if narrow and round_channels != 1:
         raise InputError("channels are cut and rounded in files of one width alone; name it with --width")
     shrunk = Shrunk(model.plain_network(clean)) if narrow else shrink(model, clean, round_channels, info.shape)
-    graph = backbone_to_onnx(shrunk.network, info.shape)
-    others = {w: backbone_to_onnx(model.plain_network(replace(clean, width=w)), info.shape) for w in narrow}
+    networks = {w: model.plain_network(replace(clean, width=w)) for w in narrow} | {setting.width: shrunk.network}
+    others = {w: split_heads(backbone_to_onnx(each, info.shape), model.reasons) for w, each in networks.items()}
+    graph = others.pop(setting.width)
     if others or model.is_conditional:
         add_condition(graph, model, setting, shrunk, others)
     return graph
@@ -246,6 +255,7 @@ def metadata(
     setting: Setting,
     trained: bool,
     narrow: Sequence[float] = (),
+    labels: LabelMap | None = None,
 ) -> dict[str, str]:
     """The file's `deploytool.*` properties, the contract with the runtime."""
     channels, height, width = info.shape
@@ -273,7 +283,12 @@ def metadata(
         }
     if isinstance(recipe.method, FloatMethod):
         properties["noise_seed"] = recipe.method.noise_seed
-    return {
+    reasons: dict[str, str] = {}
+    if model.reason_vectors is not None:
+        assert labels is not None and recipe.reasoning is not None
+        vectors = model.reason_vectors.cpu().numpy()
+        reasons = Reasoning(info.classes, labels.labels, vectors, recipe.reasoning.threshold).to_properties()
+    return reasons | {
         f"deploytool.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in properties.items()
     }
 

@@ -23,7 +23,7 @@ def backbone_to_onnx(backbone: nn.Module, shape: tuple[int, int, int]) -> onnx.M
     exporter recorded of this machine's source files is removed.
 
     Args:
-        backbone: image (N, C, H, W) float32 in [0, 1] -> logits (N, K).
+        backbone: image (N, C, H, W) float32 in [0, 1] -> logits (N, K), with a second head (N, K + R).
         shape: (C, H, W); height and width are fixed in the graph, N is free.
 
     Returns:

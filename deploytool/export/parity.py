@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from deploytool.export.heads import LOGITS, REASONING
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
+
+Array = np.ndarray[Any, Any]
 
 LAMBDAS = (0.0, 0.2, 0.5, 0.7, 1.0)
 THRESHOLDS = (0.0, 0.5)
@@ -21,7 +25,7 @@ THRESHOLDS = (0.0, 0.5)
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest absolute difference of a logit over all cases, the case it happened in, and how many there were."""
+    """The largest absolute difference of a value over all cases, the case it happened in, and how many there were."""
 
     max_abs_error: float
     worst: str
@@ -31,7 +35,9 @@ class Parity:
 def check_parity(
     path: Path, model: ConditionalModel, setting: Setting, images: Tensor, narrow: Sequence[float] = ()
 ) -> Parity:
-    """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds and batch sizes.
+    """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds, widths and batch sizes.
+
+    Values are logits, and the probabilities of a model with reasoning labels.
 
     Args:
         path: the exported file.
@@ -53,14 +59,15 @@ def check_parity(
         for lam, width in itertools.product(lambdas, (*narrow, setting.width)):
             at = replace(setting, lam=lam, lambda_threshold=threshold, width=width)
             for batch in (1, len(images)):
-                with model.network(at) as network, torch.no_grad():
-                    expected = network(images[:batch]).cpu().numpy()
+                with model.network(at, reasoning=True) as network, torch.no_grad():
+                    expected = _outputs(model, network(images[:batch]))
                 feed = {"image": images[:batch].cpu().numpy()}
                 if model.is_conditional:
                     feed["lambda"] = np.array(lam, np.float32)
                 if narrow:
                     feed["width"] = np.array(width, np.float32)
-                error = float(np.abs(session.run(["logits"], feed)[0] - expected).max())
+                answers = session.run(list(expected), feed)
+                error = max(_difference(*pair) for pair in zip(answers, expected.values(), strict=True))
                 cases += 1
                 if not error <= worst:
                     worst, where = error, f"lambda {lam:g}, threshold {threshold:g}, width {width:g}, batch {batch}"
@@ -68,18 +75,30 @@ def check_parity(
 
 
 def max_difference(one: bytes, other: bytes, images: Tensor) -> float:
-    """The largest absolute difference between the logits of two files in stock onnxruntime, lambda and width being 1.
+    """The largest absolute difference between the outputs of two files in stock onnxruntime, lambda and width being 1.
 
     Args:
-        one, other: files with the same inputs.
+        one, other: files with the same inputs and outputs.
         images: (N, C, H, W) float32 in [0, 1].
     """
-    logits = []
+    answers = []
     for file in (one, other):
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         knobs = {value.name: np.array(1, np.float32) for value in session.get_inputs() if value.name != "image"}
-        logits.append(session.run(["logits"], {"image": images.cpu().numpy(), **knobs})[0])
-    return float(np.abs(logits[0] - logits[1]).max())
+        answers.append(session.run(None, {"image": images.cpu().numpy(), **knobs}))
+    return max(_difference(*pair) for pair in zip(*answers, strict=True))
+
+
+def _outputs(model: ConditionalModel, answer: Tensor) -> dict[str, Array]:
+    """The outputs of a file by name, from a model's whole answer (N, K + R)."""
+    outputs = {LOGITS: model.logits(answer)}
+    if model.reasons:
+        outputs[REASONING] = answer[:, -model.reasons :].sigmoid()
+    return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+
+def _difference(one: Array, other: Array) -> float:
+    return float(np.abs(one - other).max())
 
 
 def set_threshold(proto: onnx.ModelProto, threshold: float) -> None:

@@ -42,7 +42,7 @@ from deploytool.runtime.partial import specialized_graph
 from deploytool.runtime.quantized import quantized_graph, with_pooled_means
 from deploytool.runtime.ranges import PRECISION, QUANTIZATION
 from deploytool.runtime.rounding import rounded_weight, weight_scales
-from deploytool.runtime.specialize import INT8_TOLERANCE
+from deploytool.runtime.specialize import too_far_off
 from deploytool.training.run import Run
 
 Array = np.ndarray[Any, Any]
@@ -128,28 +128,29 @@ class Quantizer:
                     attacked = [result.image for result in attack_batches(network, parts, attack, self.recipe.seed)]
                 for kind, images in (("clean", clean), ("robust", attacked)):
                     for name, session in zip((f"{kind}_accuracy", f"{kind}_accuracy_int8"), pair, strict=True):
-                        answers = np.concatenate([session.run({"image": image.numpy()})[0] for image in images])
-                        row[name] = float((answers.argmax(1) == test.labels.numpy()).mean())
+                        logits = np.concatenate([_answers(session, image.numpy())["logits"] for image in images])
+                        row[name] = float((logits.argmax(1) == test.labels.numpy()).mean())
                     bar.advance(f"lambda {setting.lam:g} width {setting.width:g}")
                 rows.append({**row, "n": len(test)})
         return rows
 
     def _check_answers(self, networks: Networks, stored: InferenceSession) -> None:
-        """Refuse a file whose logits, INT8 or as stored, are far off those in float32: that is no rounding."""
+        """Refuse a file whose answers, INT8 or as stored, are far off those in float32: that is no rounding."""
         taken = {value.name for value in stored.get_inputs()}
         for setting, (float32, int8) in networks.items():
-            feed = {"image": self.images[:CHECKED_IMAGES]}
+            image = self.images[:CHECKED_IMAGES]
             knobs = {"lambda": setting.lam, "width": setting.width}
-            fed = {**feed, **{name: np.array(value, np.float32) for name, value in knobs.items() if name in taken}}
-            want = float32.run(feed)[0]
-            answers = int8.run(feed)[0], stored.run(["logits"], fed)[0]
-            error = max(float(np.abs(answer - want).max()) for answer in answers)
-            allowed = INT8_TOLERANCE * float(np.ptp(want))
-            if not error <= allowed:
-                raise ParityError(
-                    f"nothing was written: int8 moves logits by {error:.2e} at lambda {setting.lam:g}, width "
-                    f"{setting.width:g}, allowed {allowed:.2e}; try more calibration images, or leave --quantize out"
-                )
+            fed = {name: np.array(value, np.float32) for name, value in knobs.items() if name in taken}
+            want = _answers(float32, image)
+            generic = dict(zip(want, stored.run(list(want), {"image": image, **fed}), strict=True))
+            for answers in (_answers(int8, image), generic):
+                off = too_far_off(answers, want, int8=True)
+                if off is not None:
+                    raise ParityError(
+                        f"nothing was written: int8 moves {off.output} by {off.error:.2e} at lambda {setting.lam:g}, "
+                        f"width {setting.width:g}, allowed {off.allowed:.2e}; try more calibration images, or leave "
+                        "--quantize out"
+                    )
 
     def _lambdas(self) -> list[float]:
         """S_lambda: what the recipe evaluates, and what OAT is trained on."""
@@ -240,6 +241,10 @@ def lost_accuracy(rows: Sequence[Mapping[str, Any]]) -> str | None:
         f"int8 loses {loss:.3f} of {kind} accuracy at {at} on {row['n']} images, more than {ALLOWED_LOSS:g}; "
         f"{len(above)} of {len(losses)} accuracies lose that much"
     )
+
+
+def _answers(session: OwnSession, image: Array) -> dict[str, Array]:
+    return dict(zip(session.outputs, session.run({"image": image}), strict=True))
 
 
 def _make_static(file: onnx.ModelProto, plain: Artefact, images: Array) -> None:

@@ -43,17 +43,20 @@ class OwnSession:
         graph: the network.
         threads: threads of one inference.
         name: of the model, for messages.
+
+    Attributes:
+        outputs: names, in the order in which `run` gives them.
     """
 
     def __init__(self, graph: Graph, threads: int, name: str) -> None:
         self._name = name
-        self._outputs = [value.name for value in graph.outputs]
+        self.outputs = [value.name for value in graph.outputs]
         self._bytes = sum(value.nbytes for value in graph.constants.values())
         self._session = open_graph(graph, name, session_options(threads))
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         """See `Network`."""
-        return run_session(self._session, self._outputs, feed, self._name)
+        return run_session(self._session, self.outputs, feed, self._name)
 
     def footprint(self) -> dict[int, int]:
         """See `Network`; the weights as stored, which onnxruntime holds in a layout of its own."""
