@@ -176,6 +176,7 @@ def bench(
 @precision_option
 @threads_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list per image.")
+@click.option("--t-rsn", type=float, help="Share of reasoning labels that must agree, in [0, 1]. [FILE's own]")
 @json_option
 def predict(
     file: Path,
@@ -186,11 +187,12 @@ def predict(
     precision: str | None,
     threads: int | None,
     top: int,
+    t_rsn: float | None,
     as_json: bool,
 ) -> None:
-    """Classify PNG or JPEG IMAGES with FILE."""
+    """Classify PNG or JPEG IMAGES with FILE; one with reasoning labels gives its reasons, and a verdict on them."""
     from deploytool.report.tables import prediction_table
     from deploytool.runtime.predict import predict as predict_images
 
-    predictions = predict_images(file, list(images), lam, lambda_threshold, top, threads, width, precision)
+    predictions = predict_images(file, list(images), lam, lambda_threshold, top, threads, width, precision, t_rsn)
     emit({"predictions": predictions}, as_json, lambda: prediction_table(predictions))

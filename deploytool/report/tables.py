@@ -93,12 +93,14 @@ def models_table(rows: Sequence[Row]) -> str:
 
 
 def prediction_table(predictions: Sequence[Row]) -> str:
-    """Render predictions: a line per image with its best classes."""
+    """Render predictions: a line per image with its best classes, then the verdicts on their reasons, if any."""
     table = [
         [p["image"], p["class"], f"{p['probability']:.3f}", ", ".join(_candidate(c) for c in p["top"][1:])]
         for p in predictions
     ]
-    return tabulate(table, ["image", "class", "probability", "next"], disable_numparse=True)
+    text = tabulate(table, ["image", "class", "probability", "next"], disable_numparse=True)
+    verdicts = [f"{p['image']}: {p['verdict']}" for p in predictions if "verdict" in p]
+    return "\n\n".join([text, "\n".join(verdicts)]) if verdicts else text
 
 
 def _candidate(candidate: Row) -> str:

@@ -1,4 +1,4 @@
-"""`predict`: class names and probabilities for picture files."""
+"""`predict`: class names and probabilities for picture files, with reasons and verdict where the model gives them."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deploytool.errors import InputError
+from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.images import load_image
 from deploytool.runtime.session import Session
 
@@ -22,6 +23,7 @@ def predict(
     threads: int | None = None,
     width: float | None = None,
     precision: str | None = None,
+    reasoning_threshold: float | None = None,
 ) -> list[dict[str, Any]]:
     """Classify picture files.
 
@@ -34,27 +36,45 @@ def predict(
         threads: threads of one inference.
         width: one of the file's widths; the widest where None.
         precision: `int8` or `float32`; int8 where None and the file was exported for it.
+        reasoning_threshold: t_rsn in [0, 1], instead of the file's own.
 
     Returns:
-        Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`.
+        Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`. Where
+        the file has reasoning labels also what `deploytool.runtime.reasoning.Verdict.to_dict` returns.
 
     Raises:
-        InputError: a picture, lambda or `top` is not acceptable. ArtefactError: the model is not.
+        InputError: a picture, lambda or `top` is not acceptable, or t_rsn is not, or the file has no reasoning labels
+            to apply it to. ArtefactError: the model is not acceptable.
     """
     if top < 1:
         raise InputError(f"top (={top}) must be at least 1")
-    session = Session(model, threads=threads, lambda_threshold=lambda_threshold, precision=precision, background=False)
+    artefact = read_artefact(model)
+    session = Session(
+        artefact,
+        threads=threads,
+        lambda_threshold=lambda_threshold,
+        outputs=("logits",) if artefact.metadata.reasoning is None else ("logits", "reasoning"),
+        precision=precision,
+        background=False,
+    )
+    if reasoning_threshold is not None:
+        session.check_reasoning(reasoning_threshold)
+    reasoning = session.metadata.reasoning
     lam, width = session.check_lambda(lam), session.check_width(width)
     predictions = []
     for start in range(0, len(images), BATCH):
         paths = images[start : start + BATCH]
         batch = np.concatenate([load_image(path, session.metadata) for path in paths])
-        for path, probabilities in zip(paths, softmax(session(batch, lam, width)), strict=True):
+        answers = session.run(batch, lam, width)
+        verdicts: list[dict[str, Any]] = [{}] * len(paths)
+        if reasoning is not None:
+            judged = reasoning.judge(answers["logits"], answers["reasoning"], reasoning_threshold)
+            verdicts = [verdict.to_dict() for verdict in judged]
+        for path, probabilities, verdict in zip(paths, softmax(answers["logits"]), verdicts, strict=True):
             best = np.argsort(-probabilities, kind="stable")[:top]
             ranked = [{"class": session.metadata.classes[i], "probability": float(probabilities[i])} for i in best]
-            predictions.append(
-                {"image": str(path), **ranked[0], "top": ranked, "lambda": session.metadata.lam if lam is None else lam}
-            )
+            at = session.metadata.lam if lam is None else lam
+            predictions.append({"image": str(path), **ranked[0], "top": ranked, "lambda": at, **verdict})
     return predictions
 
 
