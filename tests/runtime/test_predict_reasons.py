@@ -66,21 +66,16 @@ def test_each_prediction_has_reasons_and_a_verdict(reasoning_run: Run, reasoning
         assert prediction["threshold"] == 0.9 and prediction["accepted"] == (prediction["agreement"] >= 0.9)
         verdict = "accepted" if prediction["accepted"] else "rejected"
         assert prediction["verdict"].startswith(f"classified {prediction['class']}, {verdict}")
-    right = [
-        prediction for prediction, own in zip(predictions, classes, strict=True) if prediction["class"] == str(own)
-    ]
-    assert len(right) > COUNT / 2  # it has learnt something
-    assert np.mean([prediction["agreement"] for prediction in right]) > 0.8
+    pairs = zip(predictions, classes, strict=True)
+    right = [prediction["agreement"] for prediction, own in pairs if prediction["class"] == str(own)]
+    assert len(right) > COUNT / 2 and np.mean(right) > 0.8  # it has learnt something
 
 
 def test_the_threshold_can_be_changed_at_run_time(reasoning_file: Path, digits) -> None:
-    accepted = {
-        t: [
-            prediction["accepted"]
-            for prediction in predict(reasoning_file, digits[0], threads=1, reasoning_threshold=t)
-        ]
-        for t in (0.0, 0.9, 1.0, None)
-    }
+    accepted: dict[float | None, list[bool]] = {}
+    for threshold in (0.0, 0.9, 1.0, None):
+        predictions = predict(reasoning_file, digits[0], threads=1, reasoning_threshold=threshold)
+        accepted[threshold] = [prediction["accepted"] for prediction in predictions]
     assert all(accepted[0.0]) and accepted[None] == accepted[0.9]
     assert sum(accepted[1.0]) <= sum(accepted[0.9])
 
@@ -99,7 +94,8 @@ def test_the_command_line_says_the_verdict(reasoning_file: Path, digits) -> None
     assert table.exit_code == 0, table.output
     done = CliRunner().invoke(cli, [*arguments, "--json"])
     (prediction,) = json.loads(done.stdout)["predictions"]
-    assert prediction["threshold"] == 1 and prediction["verdict"] in table.stdout and "verdict" in table.stdout
+    assert prediction["threshold"] == 1
+    assert f"{digits[0][0]}: {prediction['verdict']}" in table.stdout.splitlines()
 
 
 @pytest.mark.parametrize("threshold", ["1.5", "-1", "nan"])
@@ -115,4 +111,4 @@ def test_a_file_without_reasons_takes_no_threshold_and_says_no_verdict(plain_fil
     with pytest.raises(InputError, match="has no reasoning labels"):
         predict(plain_file, ["absent.png"], reasoning_threshold=0.5)
     done = CliRunner().invoke(cli, ["predict", str(plain_file), str(digits[0][0])])
-    assert done.exit_code == 0 and "verdict" not in done.stdout
+    assert done.exit_code == 0 and "classified" not in done.stdout
