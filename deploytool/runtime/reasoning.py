@@ -46,7 +46,7 @@ class Verdict:
     Labels are ordered by confidence: those said, the most probable first; those lacking, the least probable first.
 
     Attributes:
-        label: the predicted class.
+        predicted: the class that the model names.
         agreements: how many of the R reasoning labels agree with the class's vector.
         count: R.
         threshold: t_rsn in force.
@@ -56,7 +56,7 @@ class Verdict:
         lacks: violated reasons: of the class, but not given.
     """
 
-    label: str
+    predicted: str
     agreements: int
     count: int
     threshold: float
@@ -75,13 +75,13 @@ class Verdict:
         """The verdict in words: "classified panda, rejected: says tires, seats; lacks animal, paws"."""
         violated = [f"{verb} {enumerated(labels, NAMED)}" for verb, labels in self.violated.items() if labels]
         if not self.accepted:
-            return f"classified {self.label}, rejected: {'; '.join(violated)}"
+            return f"classified {self.predicted}, rejected: {'; '.join(violated)}"
         said = set(self.says)
         right = [label for label in self.reasons if label not in said]
         parts = [enumerated(right, NAMED) if right else "no reason of its class", *violated]
         # Rounded down: 537 of 538 are not 1.00.
         share = f" at {self.agreements * 100 // self.count / 100:.2f}" if violated else ""
-        return f"classified {self.label}, accepted{share}: {'; '.join(parts)}"
+        return f"classified {self.predicted}, accepted{share}: {'; '.join(parts)}"
 
     @property
     def violated(self) -> dict[str, tuple[str, ...]]:
@@ -142,7 +142,7 @@ class Reasoning:
             vector = self.vectors[own]
             verdicts.append(
                 Verdict(
-                    label=self.classes[own],
+                    predicted=self.classes[own],
                     agreements=int(agreeing),
                     count=labels,
                     threshold=threshold,

@@ -43,6 +43,7 @@ MAX_WAITING = 8
 MAX_CACHE_MB = 1e9
 RETRY_S = 60.0
 NICENESS = 10
+SIGMOID_SLACK = 1e-6  # onnxruntime 1.31's sigmoid of large numbers is 1.0000001
 
 
 class SpecializationWarning(UserWarning):
@@ -344,8 +345,10 @@ class Session:
                 raise ArtefactError(f"{self._name}: `{name}` are not {expected} float32; export it again")
             if not np.isfinite(value).all():
                 raise ArtefactError(f"{self._name}: its {name} are NaN or infinite; its weights are damaged")
-            if name == "reasoning" and not (value.min() >= 0 and value.max() <= 1):
-                raise ArtefactError(f"{self._name}: its {name} are no probabilities; export it again")
+            if name == "reasoning":
+                if not (value.min() >= 0 and value.max() <= 1 + SIGMOID_SLACK):
+                    raise ArtefactError(f"{self._name}: its {name} are no probabilities; export it again")
+                answers[name] = np.minimum(value, np.float32(1))
         return answers
 
     def _generic_network(self) -> Network:

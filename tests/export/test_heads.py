@@ -180,7 +180,7 @@ def test_a_session_judges(made, label_map: LabelMap, background: bool, shared_fr
         for verdict, logits, probabilities in zip(verdicts, answers["logits"], answers["reasoning"], strict=True):
             own = vectors[logits.argmax()]
             share = np.mean((probabilities > 0.5) == own)
-            assert verdict.label == DIGITS.classes[logits.argmax()]
+            assert verdict.predicted == DIGITS.classes[logits.argmax()]
             assert verdict.agreement == pytest.approx(share) and verdict.accepted == (share >= 0.5)
         shares = [verdict.agreement for verdict in verdicts]
         for threshold in (None, 0.0, shares[0], 1.0):
@@ -365,6 +365,19 @@ def test_answers_that_are_no_probabilities_are_refused(plain_heads: Path, tmp_pa
     (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ArtefactError, match="reasoning are no probabilities"):
         Session(tmp_path / "x.onnx", threads=1, outputs=("logits", "reasoning")).judge(pictures())
+
+
+@pytest.mark.parametrize("logit", [-1e4, -20.0, 18.0, 1e4])
+def test_reasons_that_are_certain_are_probabilities(plain_heads: Path, tmp_path: Path, logit: float) -> None:
+    """onnxruntime's sigmoid rounds to 1.0000001."""
+    model = onnx.load(str(plain_heads))
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "reasoning.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(tuple(bias.dims), logit, np.float32), bias.name))
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    opened = Session(tmp_path / "x.onnx", threads=1, outputs=("logits", "reasoning"))
+    reasoning = opened.run(pictures(64))["reasoning"]
+    assert reasoning.min() >= 0 and reasoning.max() <= 1 and reasoning.dtype == np.float32
+    assert all(bool(verdict.says) == (logit > 0) for verdict in opened.judge(pictures()))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5"])
