@@ -230,6 +230,8 @@ def read_reasoning(properties: Mapping[str, str], classes: Sequence[str]) -> Rea
         return None
     if len(known) < 3:
         raise ValueError(f"{known[0]} without the rest of {LABELS}, {VECTORS}, {THRESHOLD}")
+    if not all(is_text(name) for name in classes):  # words name them beside the labels
+        raise ValueError(f"class names must be 1 to {MAX_TEXT} printable characters each")
     labels = _read_labels(properties[LABELS])
     vectors = _read_vectors(properties[VECTORS], len(classes), len(labels))
     threshold = json.loads(properties[THRESHOLD])

@@ -249,6 +249,12 @@ def test_a_missing_property_is_refused(key: str) -> None:
         read_reasoning(properties, CLASSES)
 
 
+@pytest.mark.parametrize("name", ["", "two\nlines", "\x1b[31m", "x" * 201])
+def test_a_class_that_words_cannot_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="class names"):
+        read_reasoning(TABLE.to_properties(), ["panda", name])
+
+
 def test_vectors_that_are_too_large_are_refused_unread() -> None:
     names = json.dumps([str(index) for index in range(MAX_LABELS)])
     with pytest.raises(ValueError, match="too large"):
