@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AcceptanceRule": "deploytool.attacks.acceptance",
     "AttackBase": "deploytool.attacks.registry",
     "DeploytoolError": "deploytool.errors",
     "Recipe": "deploytool.recipe",
@@ -22,12 +23,14 @@ _HOME = {
     "load_recipe": "deploytool.recipe",
     "load_run": "deploytool.training.run",
     "make_attack": "deploytool.attacks.registry",
+    "measure_detection": "deploytool.attacks.detection",
     "run_attack": "deploytool.attacks.run",
     "specialize": "deploytool.runtime.specialize",
     "train": "deploytool.training.loop",
 }
 
 __all__ = [
+    "AcceptanceRule",
     "AttackBase",
     "DeploytoolError",
     "Recipe",
@@ -39,6 +42,7 @@ __all__ = [
     "load_recipe",
     "load_run",
     "make_attack",
+    "measure_detection",
     "run_attack",
     "specialize",
     "train",

@@ -13,6 +13,7 @@ A budget is a frozen dataclass per attack; `run_attack` runs any of them and ans
 | `pgd` | training's hot path, and PGD with restarts and early stop |
 | `deepfool`, `carlini`, `fab` | smallest perturbation |
 | `apgd`, `square`, `autoattack` | parameter-free attacks, and their sequence |
+| `acceptance`, `consistent`, `detection` | reasoning labels: the rule, the attack on class and reasons, detection |
 | `session_network`, `randomised` | ONNX files, and networks that draw noise, as networks to attack |
 | `store` | adversarial examples on disk, verified |
 """

@@ -4,6 +4,7 @@ Reference: F. Croce, M. Hein, Reliable evaluation of adversarial robustness with
 attacks, 2020, Algorithm 1 and eqs. 6 and 7.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar, Literal, Protocol
@@ -139,7 +140,13 @@ class _State:
 
 
 def climb(
-    victim: Victim, image: Tensor, goal: Goal, loss: RowLoss, attack: Apgd | ApgdTargeted, draws: Draws
+    victim: Victim,
+    image: Tensor,
+    goal: Goal,
+    loss: RowLoss,
+    attack: Apgd | ApgdTargeted,
+    draws: Draws,
+    direction: Callable[[Tensor, Norm], Tensor] = steepest,
 ) -> tuple[Tensor, Tensor]:
     """One run of Auto-PGD from a random start; images that are fooled leave it.
 
@@ -158,6 +165,7 @@ def climb(
         loss: f.
         attack: eps, norm, steps, eot_iter, rho.
         draws: of the images.
+        direction: s, from gradients (N, C, H, W) and the norm.
 
     Returns:
         The first iterate that reaches the goal, or else the one of highest f (N, C, H, W); who was fooled (N,) bool.
@@ -177,7 +185,7 @@ def climb(
         if not len(state.rows):
             break
         share = 1.0 if step == 1 else MOMENTUM
-        ahead = state.point + per_image(state.step_size) * steepest(state.gradient, norm)
+        ahead = state.point + per_image(state.step_size) * direction(state.gradient, norm)
         ahead = project(ahead, state.image, eps, norm)
         moved = state.point + share * (ahead - state.point) + (1 - share) * (state.point - state.previous)
         moved = project(moved, state.image, eps, norm)

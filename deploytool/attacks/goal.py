@@ -1,6 +1,7 @@
 """What an attack wants of each image: leave its class, or reach another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -20,9 +21,9 @@ class Goal:
     def __len__(self) -> int:
         return len(self.label)
 
-    def __getitem__(self, rows: Tensor | slice) -> "Goal":
+    def __getitem__(self, rows: Tensor | slice) -> Self:
         """The goal of some of the images: a slice, indices (M,) or a mask (N,)."""
-        return Goal(self.label[rows], self.targeted)
+        return replace(self, label=self.label[rows])
 
     def reached(self, logits: Tensor) -> Tensor:
         """Whether logits (N, K) answer as the attack wants, (N,) bool."""

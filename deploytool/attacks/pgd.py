@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class Pgd:
         restarts: runs, each from a random start of its own.
         early_stop: let images that are fooled leave the batch. They are the same ones without, at more work.
         eot_iter: forward passes per gradient to average over, for a randomised network.
+        iterate: what is kept of a run: the `first` iterate that reaches the goal, or the `last` one, whatever it does.
+            The first has only just crossed the boundary: enough to fool a network, and easy to detect. Whoever
+            measures a detector must meet the last one too, which went on for all of its steps.
 
     Raises:
         InputError: a number is outside its range, or several restarts have no random start.
@@ -50,6 +53,7 @@ class Pgd:
     restarts: int = 1
     early_stop: bool = True
     eot_iter: int = 1
+    iterate: Literal["first", "last"] = "first"
     minimal: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class Pgd:
         check_counts({"steps": self.steps, "restarts": self.restarts, "eot_iter": self.eot_iter})
         if self.restarts > 1 and not self.random_start:
             raise InputError(f"restarts (={self.restarts}) need random_start; without it all of them are the same")
+        if self.iterate not in ("first", "last"):
+            raise InputError(f"iterate (={str(self.iterate)[:40]!r}) must be first or last")
 
     def search(self, victim: Victim, image: Tensor, goal: Goal, draws: Draws) -> Found:
         """Attack for evaluation; see `evaluation_pgd`."""
@@ -114,6 +120,8 @@ def pgd(
 def evaluation_pgd(victim: Victim, image: Tensor, goal: Goal, attack: Pgd, draws: Draws) -> Tensor:
     """PGD for evaluation: an image is fooled by the first iterate of any restart that reaches the goal.
 
+    With `iterate="last"` none but the last iterate of a restart counts, and nobody leaves a restart before.
+
     The start and the last iterate count too. Since a fooling iterate is looked for among the same ones with and
     without early stop, and random starts are drawn for the whole batch (`Draws`), early stop changes nobody's result
     but for the rounding of batches of another size. Images fooled in one restart never enter the next.
@@ -126,7 +134,8 @@ def evaluation_pgd(victim: Victim, image: Tensor, goal: Goal, attack: Pgd, draws
         draws: of the images.
 
     Returns:
-        (N, C, H, W) the first iterate that reaches the goal, or the last iterate of the last restart.
+        (N, C, H, W) the first iterate that reaches the goal (of last iterates, the first one that does), or the last
+        iterate of the last restart.
     """
 
     def run(image: Tensor, goal: Goal, draws: Draws, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,14 +145,14 @@ def evaluation_pgd(victim: Victim, image: Tensor, goal: Goal, attack: Pgd, draws
 
 
 def _one_run(victim: Victim, image: Tensor, goal: Goal, attack: Pgd, draws: Draws) -> tuple[Tensor, Tensor]:
-    """One restart: its first fooling iterates or else its last ones, and who was fooled."""
+    """One restart: its first fooling iterates or else its last ones (those alone, if asked), and who was fooled."""
     result, fooled = image.clone(), torch.zeros_like(goal.label, dtype=torch.bool)
     rows = torch.arange(len(image), device=image.device)
     point = uniform_in_ball(image, attack.eps, attack.norm, draws) if attack.random_start else image
     for _ in range(attack.steps):
         logits, _, gradient = victim.gradient(point, partial(cross_entropy, goal=goal), attack.eot_iter)
         hit = goal.reached(logits) & ~fooled[rows]
-        if hit.any():
+        if attack.iterate == "first" and hit.any():
             result[rows[hit]], fooled[rows[hit]] = point[hit], True
             if attack.early_stop:
                 rows, point, image, gradient = (each[~hit] for each in (rows, point, image, gradient))

@@ -8,7 +8,9 @@ from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
 
 
-def redrawn_network(model: ConditionalModel, setting: Setting, generator: torch.Generator | None = None) -> Network:
+def redrawn_network(
+    model: ConditionalModel, setting: Setting, generator: torch.Generator | None = None, reasoning: bool = False
+) -> Network:
     """A model that draws its noise anew for every batch it answers, as `noise="redrawn"` trains it.
 
     `ConditionalModel.network` draws once and keeps that: attacked so, a randomised defence is attacked as a frozen
@@ -18,10 +20,11 @@ def redrawn_network(model: ConditionalModel, setting: Setting, generator: torch.
         model: a model with redrawn noise.
         setting: the knobs; its noise should be `redrawn`.
         generator: source of the noise, on the model's device; torch's default where None.
+        reasoning: answer (N, K + R) instead of logits (N, K), for a model with reasoning labels.
     """
 
     def network(image: Tensor) -> Tensor:
-        with model.network(setting, generator) as drawn:
+        with model.network(setting, generator, reasoning) as drawn:
             return drawn(image)
 
     return network

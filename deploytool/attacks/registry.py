@@ -10,6 +10,7 @@ from deploytool.attacks.apgd import Apgd, ApgdTargeted
 from deploytool.attacks.autoattack import AutoAttack
 from deploytool.attacks.carlini import CarliniWagner
 from deploytool.attacks.checks import check_between, check_radius
+from deploytool.attacks.consistent import Consistent
 from deploytool.attacks.deepfool import DeepFool
 from deploytool.attacks.fab import Fab
 from deploytool.attacks.names import Norm, parse_name, split_name
@@ -71,6 +72,8 @@ def make_attack(name: str, base: AttackBase) -> Attack:
     name, options = split_name(name)
     parsed = parse_name(name)
     norm, eps = parsed.norm, base.radius(parsed.norm)
+    if parsed.reasoned:
+        return _with_options(Consistent(eps, norm, parsed.steps or 1), name, options)
     if parsed.steps is not None:
         share = base.step_size / base.eps if base.eps else 0.0
         step_size = base.step_size if norm == "linf" else share * eps

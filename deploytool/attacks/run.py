@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from deploytool.attacks.acceptance import AcceptanceRule, AcceptedGoal
 from deploytool.attacks.checks import check_classes, check_counts, check_images
 from deploytool.attacks.draws import Draws
 from deploytool.attacks.geometry import distance, slack
@@ -57,7 +58,9 @@ class AttackResult:
     An image counts as robust unless an adversarial one was found within eps. An image that the network gets wrong as
     it is needs no perturbation: it is fooled at distance 0. For attacks that look for the smallest perturbation
     (DeepFool, Carlini-Wagner, FAB), robust accuracy at eps is the share of images whose smallest perturbation found
-    is above eps, or for which none was found; so it can be read off at any eps.
+    is above eps, or for which none was found; so it can be read off at any eps. For an attack on reasoning labels and
+    class together, an image is fooled where the answer is wrong and accepted: one that is rejected counts as robust,
+    whether it was rejected because of the attack or is rejected as it is.
 
     Attributes:
         image: (N, C, H, W) float32 in [0, 1]; where nothing was found, the attack's last attempt or the image itself.
@@ -72,6 +75,7 @@ class AttackResult:
         found_by: of attacks that try others in turn: each one's name, and how many images it fooled.
         record: attack, budget, seed, batch size and device, as plain values for a JSON document.
         target: (N,) int64, of a targeted attack.
+        accepted: (N,) bool, of a network with reasoning labels: the answer to `image` is accepted, in that pass.
     """
 
     image: Tensor
@@ -86,6 +90,7 @@ class AttackResult:
     found_by: dict[str, int] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     target: Tensor | None = None
+    accepted: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.fooled)
@@ -121,6 +126,7 @@ def run_attack(
     name: str | None = None,
     batch: int = BATCH,
     on_batch: Callable[[int], object] = lambda images: None,
+    rule: AcceptanceRule | None = None,
 ) -> AttackResult:
     """Attack images in batches.
 
@@ -137,13 +143,16 @@ def run_attack(
         name: of the attack, for the record; its class where None.
         batch: images attacked together; memory grows with it, not with N.
         on_batch: called after each batch with the number of images done, for a progress bar.
+        rule: what makes an answer accepted, of a network with reasoning labels, which answers (N, K + R). `Consistent`
+            looks for wrong answers that are accepted; every other attack is run on the class logits, and the result
+            says which of the answers to its images are accepted.
 
     Returns:
         The result for all images, on their device.
 
     Raises:
-        InputError: images, labels or targets are not as above, targets are missing or not wanted, or the network
-            answers NaN or has no gradient where the attack needs one.
+        InputError: images, labels or targets are not as above, targets are missing or not wanted, the attack needs a
+            rule, the network does not fit the rule, answers NaN, or has no gradient where the attack needs one.
     """
     check_images(image, label)
     check_counts({"batch": batch})
@@ -151,7 +160,7 @@ def run_attack(
         (image[rows], label[rows], None if target is None else target[rows]) for rows in batches(len(image), batch)
     )
     results = []
-    for result in attack_batches(network, parts, attack, seed, name):
+    for result in attack_batches(network, parts, attack, seed, name, rule):
         results.append(result)
         on_batch(len(result))
     return merge(results)
@@ -163,11 +172,12 @@ def attack_batches(
     attack: Attack,
     seed: int = 0,
     name: str | None = None,
+    rule: AcceptanceRule | None = None,
 ) -> Iterator[AttackResult]:
     """Attack batch after batch, in memory that does not grow with their number; `run_attack` holds all of them.
 
     Args:
-        network, attack, seed, name: as in `run_attack`.
+        network, attack, seed, name, rule: as in `run_attack`.
         parts: (image, label, target or None) of each batch.
 
     Yields:
@@ -177,15 +187,27 @@ def attack_batches(
         InputError: as `run_attack`.
     """
     check_counts({"seed": seed}, 0, 2**31 - 1)
+    reasoned = needs_rule(attack)
+    if reasoned and rule is None:
+        raise InputError(
+            f"{name or type(attack).__name__} attacks reasoning labels together with the class, and this network has "
+            "none; attack the class alone, as with apgd-t"
+        )
     first = 0
     for image, label, target in parts:
         check_images(image, label)
         _check_targets(attack, image, label, target)
-        victim, image = Victim(network), image.detach()
-        goal = Goal(label) if target is None else Goal(target, True)
+        whole, image = Victim(network), image.detach()
+        victim, goal = whole, Goal(label) if target is None else Goal(target, True)
+        if rule is not None:
+            rule = rule.to(image.device)
+            check_classes(label, rule.classes)
+            if reasoned:
+                goal = AcceptedGoal(label, rule=rule)
+            else:
+                victim = Victim(rule.class_network(network))
         draws = Draws.seeded(batch_seed(seed, first), len(image), image.device)
         found = _attack_batch(victim, image, goal, attack, draws)
-        check_classes(label, victim.classes or 0)
         record = {
             "attack": name or type(attack).__name__,
             "norm": attack.norm,
@@ -198,20 +220,23 @@ def attack_batches(
             "device": image.device.type,
             "torch": torch.__version__,
         }
-        logits = victim.logits(found.image, passes(attack))
+        answer = whole.logits(found.image, passes(attack))
+        logits = answer if rule is None else rule.class_logits(answer)
+        check_classes(label, logits.shape[1])
         yield AttackResult(
             found.image,
-            goal.reached(logits),
+            goal.reached(answer if reasoned else logits),
             logits.argmax(1) == label,
             distance(found.image - image, attack.norm),
             attack.norm,
             attack.eps,
             attack.minimal,
-            victim.forwards,
+            victim.forwards + (whole.forwards if whole is not victim else 0),
             victim.backwards,
             found.by,
-            record,
+            {**record, "acceptance": rule.to_dict()} if rule is not None and reasoned else record,
             target,
+            None if rule is None else rule.accepted(answer),
         )
         first += len(image)
 
@@ -233,6 +258,7 @@ def merge(results: Sequence[AttackResult]) -> AttackResult:
         found_by=dict(found_by),
         record={**first.record, "images": sum(map(len, results))},
         target=None if first.target is None else torch.cat([r.target for r in results if r.target is not None]),
+        accepted=None if first.accepted is None else torch.cat([r.accepted for r in results if r.accepted is not None]),
     )
 
 
@@ -253,6 +279,11 @@ def passes(attack: Attack) -> int:
     that it happened to get wrong, and count images as robust that it happened to get right.
     """
     return int(getattr(attack, "passes", getattr(attack, "eot_iter", 1)))
+
+
+def needs_rule(attack: Attack) -> bool:
+    """Whether an attack is on reasoning labels and class together, so that it takes an acceptance rule."""
+    return bool(getattr(attack, "reasoned", False))
 
 
 def budget_of(attack: Attack) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def test_budgets_cannot_be_changed(attack) -> None:
         (GOOD[0], {"norm": "l1"}, r"norm \(='l1'\) must be linf or l2"),
         (GOOD[0], {"restarts": 2, "random_start": False}, "need random_start"),
         (GOOD[0], {"eot_iter": 0}, "eot_iter"),
+        (GOOD[0], {"iterate": "best"}, r"iterate \(='best'\) must be first or last"),
         (GOOD[1], {"overshoot": -1}, "overshoot"),
         (GOOD[1], {"candidates": 0}, "candidates"),
         (GOOD[2], {"kappa": -1}, "kappa"),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from deploytool.attacks.pgd import Pgd, pgd
 from deploytool.attacks.registry import AttackBase, make_attack
-from deploytool.attacks.run import run_attack
+from deploytool.attacks.run import batch_seed, run_attack
 from deploytool.models.setting import Setting
 
 DUAL = {"linf": 1, "l2": 2}
@@ -118,3 +118,24 @@ def test_a_run_is_attacked_through_its_own_network(trained_run, robust_network, 
     with trained_run.model.network(Setting(1.0)) as network:  # batch norms folded
         folded = run_attack(network, image, label, LINF).robust_accuracy()
     assert folded == pytest.approx(run_attack(robust_network, image, label, LINF).robust_accuracy(), abs=0.01)
+
+
+def test_the_last_iterate_is_what_training_s_loop_ends_at(plain_network, digits) -> None:
+    image, label = digits
+    right = plain_network(image).argmax(1) == label
+    image, label = image[right], label[right]  # others are not attacked
+    attack = Pgd(0.1, 0.025, 10, iterate="last")
+    result = run_attack(plain_network, image, label, attack, seed=0)
+    generator = torch.Generator().manual_seed(batch_seed(0, 0))
+    assert torch.equal(result.image, pgd(plain_network, image, label, attack, generator))
+    assert torch.equal(result.fooled, plain_network(result.image).argmax(1) != label)
+    first = run_attack(plain_network, image, label, Pgd(0.1, 0.025, 10), seed=0)
+    assert not bool((result.fooled & ~first.fooled).any())
+
+
+def test_restarts_of_last_iterates_only_add(plain_network, digits) -> None:
+    image, label = digits
+    one, three = (
+        run_attack(plain_network, image, label, Pgd(0.06, 0.03, 3, restarts=n, iterate="last")).fooled for n in (1, 3)
+    )
+    assert not bool((one & ~three).any())

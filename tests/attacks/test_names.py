@@ -11,6 +11,7 @@ from deploytool.errors import InputError
 ALL = [
     "fgsm", "pgd-1", "pgd-20", "pgd-9999-l2", "deepfool", "cw", "square", "square-l2", "apgd-ce", "apgd-dlr-l2",
     "apgd-t", "fab-t", "fab-t-l2", "autoattack", "autoattack-l2", "autoattack-rand", "autoattack-rand-l2", "fgsm-l2",
+    "consistent-20", "consistent-9999-l2",
 ]  # fmt: skip
 
 
@@ -25,6 +26,8 @@ def test_what_a_name_says() -> None:
     assert parse_name("pgd-20-l2") == AttackName("pgd", "l2", 20)
     assert parse_name("square").black_box and not parse_name("autoattack").black_box
     assert [name for name in ALL if parse_name(name).minimal] == ["deepfool", "cw", "fab-t", "fab-t-l2"]
+    assert parse_name("consistent-20-l2") == AttackName("consistent", "l2", 20)
+    assert [name for name in ALL if parse_name(name).reasoned] == ["consistent-20", "consistent-9999-l2"]
     assert all(parse_name(name).black_box for name in black_box_names())
 
 
@@ -33,6 +36,7 @@ def test_what_a_name_says() -> None:
     [
         ("pgd20", "pgd-20"), ("autoatack", "autoattack"), ("deep-fool", "deepfool"), ("apgd", "apgd-t"),
         ("PGD-7", "pgd-7"), ("fgsm ", "fgsm"), ("sqare", "square"), ("fab", "fab-t"), ("auto-attack", "autoattack"),
+        ("consistent", "consistent-20"), ("consistant-20", "consistent-20"),
     ],
 )  # fmt: skip
 def test_the_nearest_name_is_advised(name: str, nearest: str) -> None:
@@ -41,7 +45,7 @@ def test_the_nearest_name_is_advised(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "pgd", "pgd-0", "pgd--1", "pgd-10000", "cw-l2", "deepfool-l2", "pgd-7-linf", "x" * 999]
+    "name", ["", "pgd", "pgd-0", "pgd--1", "pgd-10000", "cw-l2", "deepfool-l2", "pgd-7-linf", "consistent-0", "x" * 999]
 )
 def test_unknown_names_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(InputError, match="is unknown") as caught:

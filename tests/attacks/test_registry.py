@@ -5,9 +5,10 @@ import pytest
 from deploytool.attacks.apgd import Apgd, ApgdTargeted
 from deploytool.attacks.autoattack import AutoAttack
 from deploytool.attacks.carlini import CarliniWagner
+from deploytool.attacks.consistent import Consistent
 from deploytool.attacks.deepfool import DeepFool
 from deploytool.attacks.fab import Fab
-from deploytool.attacks.names import parse_name
+from deploytool.attacks.names import parse_name, split_name
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.registry import AttackBase, make_attack
 from deploytool.attacks.square import Square
@@ -31,6 +32,9 @@ BASE = AttackBase(8 / 255, 2 / 255, eps_l2=0.5)
         ("apgd-dlr-l2", Apgd(0.5, "l2", "dlr", 100)),
         ("apgd-t", ApgdTargeted(8 / 255, "linf", 100, 9)),
         ("fab-t", Fab(8 / 255, "linf", 100, 9)),
+        ("consistent-20", Consistent(8 / 255, steps=20)),
+        ("consistent-7-l2:restarts=3,kappa=0.1", Consistent(0.5, "l2", 7, restarts=3, kappa=0.1)),
+        ("pgd-20:iterate=last", Pgd(8 / 255, 2 / 255, 20, iterate="last")),
         ("autoattack", AutoAttack(8 / 255)),
         ("autoattack-l2", AutoAttack(0.5, "l2")),
         ("autoattack-rand", AutoAttack(8 / 255, version="rand", eot_iter=20)),
@@ -39,7 +43,8 @@ BASE = AttackBase(8 / 255, 2 / 255, eps_l2=0.5)
 def test_names_take_their_budget_from_the_base(name: str, attack) -> None:
     made = make_attack(name, BASE)
     assert made == attack
-    assert made.norm == parse_name(name).norm and made.minimal == parse_name(name).minimal
+    parsed = parse_name(split_name(name)[0])
+    assert made.norm == parsed.norm and made.minimal == parsed.minimal
 
 
 def test_the_base_s_start_and_a_radius_of_0() -> None:
