@@ -17,7 +17,7 @@ from torch import nn
 import hwmodels
 from deploytool.data.datasets import dataset_info
 from deploytool.errors import ArtefactError, InputError, ParityError
-from deploytool.export import artefact
+from deploytool.export import artefact, quantize
 from deploytool.export.artefact import export_setting, export_untrained, random_images, write_artefact
 from deploytool.export.quantize import quantizer_of_untrained
 from deploytool.labels.files import read_labels
@@ -31,6 +31,7 @@ from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.partial import specialized_graph, specialized_model
 from deploytool.runtime.quantized import measured_tensors, with_pooled_means
 from deploytool.runtime.reasoning import LABELS, THRESHOLD, VECTORS
+from hwmodels.scaling import scaled
 
 Array = np.ndarray[Any, Any]
 
@@ -276,6 +277,9 @@ def test_hwmodels_prices_the_head_as_one_more_linear_layer(made, label_map: Labe
     bare = build_model(digits_recipe(*KINDS[kind][0]).model_copy(update={"reasoning": None}), DIGITS).backbone
     assert set(layers) == {*(name for name, module in bare.named_modules() if _has_weight(module)), "reasoning"}
     assert not priced.not_counted
+    halved = {layer.name: layer for layer in scaled(priced, 0.5).layers}
+    assert halved["reasoning"].out_channels == head.out_channels  # labels are outputs, as classes are
+    assert halved["reasoning"].in_channels_per_group == -(-head.in_channels_per_group // 2)
 
 
 def _has_weight(module: nn.Module) -> bool:
@@ -306,6 +310,19 @@ def test_a_head_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatc
     monkeypatch.setattr(artefact, "build_graph", broken)
     with pytest.raises(ParityError, match=r"its answers differ from the model's by 2\.\d\de-02"):  # at most 0.1 / 4
         export_untrained(digits_recipe(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_int8_head_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = quantize.rounded_weight
+
+    def reversed_head(weight: Array, *rest: Any) -> Array:
+        steps = original(weight, *rest)
+        return steps[::-1] if weight.ndim == 2 and len(weight) == len(read_labels(MAP).labels) else steps
+
+    monkeypatch.setattr(quantize, "rounded_weight", reversed_head)
+    with pytest.raises(ParityError, match="int8 moves reasoning by"):
+        write("float int8", tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ import pytest
 from deploytool.errors import ArtefactError, InputError
 from deploytool.runtime import specialize
 from deploytool.runtime.artefact import read_artefact
+from deploytool.runtime.specialize import too_far_off
 
 
 @pytest.fixture
@@ -141,3 +142,25 @@ def test_a_full_disk_leaves_the_older_file(source: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left"):
         specialize(source, 0.3, out)
     assert names(source.parent) == ["digits.onnx", "plain.onnx"] and out.read_bytes() == b"older"
+
+
+def test_what_is_too_far_off_by_hand() -> None:
+    """Float32: 1e-3. INT8: a quarter of the range, of probabilities as log-odds, which is 1 at least."""
+    logits = np.array([[0, 8.0]], np.float32)
+    sure, half = np.array([[1e-9, 1 - 1e-7]]), np.array([[0.5, 0.5]])
+
+    def judged(logit_error: float, want: np.ndarray, got: np.ndarray, *, int8: bool) -> str | None:
+        answers = {"logits": logits + np.float32(logit_error), "reasoning": got}
+        off = too_far_off(answers, {"logits": logits, "reasoning": want}, int8=int8)
+        return off and off.output
+
+    assert judged(9e-4, sure, sure, int8=False) is None
+    assert judged(2e-3, sure, sure, int8=False) == "logits"
+    assert judged(0, half, half + 2e-3, int8=False) == "reasoning"
+    assert judged(1.9, sure, sure, int8=True) is None and judged(2.1, sure, sure, int8=True) == "logits"
+    assert judged(0, half, np.array([[0.55, 0.5]]), int8=True) is None  # log(0.55 / 0.45) = 0.20
+    assert judged(0, half, np.array([[0.57, 0.5]]), int8=True) == "reasoning"  # 0.28
+    assert judged(0, sure, np.array([[1e-5, 1 - 1e-5]]), int8=True) is None  # as sure as before
+    assert judged(0, sure, sure[:, ::-1], int8=True) == "reasoning"
+    assert judged(0, half, half * np.nan, int8=True) == "reasoning"
+    assert judged(np.nan, half, half, int8=False) == "logits"
