@@ -15,7 +15,6 @@ Reference: D. Schwartz, Y. Alparslan, E. Kim, Regularization and sparsity for ad
 attribution, sections 4.1 to 4.3.
 """
 
-import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
@@ -41,8 +40,8 @@ from deploytool.models.registry import build_backbone
 from deploytool.models.setting import Setting
 from deploytool.recipe import Recipe, RobustnessSection, make_recipe
 from deploytool.training.density import density_metrics
-from deploytool.training.loop import train
-from deploytool.training.run import Run, checkpoint_path, load_run
+from deploytool.training.run import Run
+from deploytool.units import read_record, record_key, trained
 
 Row = dict[str, Any]
 Announce = Callable[[str], None]
@@ -166,12 +165,12 @@ def _alone(recipe: Recipe) -> dict[str, Any]:
 def _unit(recipe: Recipe, name: str, section: RobustnessSection, data: Dataset, place: Path, device: str) -> Row:
     """Everything about one backbone, regularisation and seed."""
     key = _key(recipe, section)
-    record = _read(place / "record.json", key)
+    record = read_record(place / "record.json", key)
     if record is not None:
         return record
     test, setting = data.test.head(recipe.evaluate.images), deployed(recipe_setting(recipe))
     where = {"arch": recipe.model.arch, "regularization": name}
-    first = _trained(recipe, place / "first", device)
+    first = trained(recipe, place / "first", device)
     before = _attack(first, setting, section.attacks, place / "adversarial" / "test", "test", len(test), device)
     retrained = _retrained(recipe, section, first, setting, place, device)
     after = evaluate(retrained, section.attacks, [setting], device=device)
@@ -215,16 +214,16 @@ def _retrained(
         document["data"]["adversarial"] += [row["file"] for row in kept["rows"]]
     document["model"] |= {"weights": str(place / "first")}
     document["optimizer"]["epochs"] = section.retrain_epochs
-    return _trained(make_recipe(document), place / "retrained", device)
+    return trained(make_recipe(document), place / "retrained", device)
 
 
 def _dense(recipe: Recipe, data: Dataset, place: Path, device: str) -> Row:
     """One lambda of Fig. 1."""
     assert recipe.regularization is not None
-    record = _read(place / "record.json", recipe.digest())
+    record = read_record(place / "record.json", recipe.digest())
     if record is not None:
         return record
-    run = _trained(recipe, place / "first", device)
+    run = trained(recipe, place / "first", device)
     test = data.test.head(recipe.evaluate.images)
     with run.model.to(device).network(Setting()) as network:
         accuracy = clean_accuracy(network, test, device)
@@ -237,16 +236,6 @@ def _dense(recipe: Recipe, data: Dataset, place: Path, device: str) -> Row:
     }
     write_json(place / "record.json", result)
     return result
-
-
-def _trained(recipe: Recipe, place: Path, device: str) -> Run:
-    """The run in a folder, trained to its end."""
-    if checkpoint_path(place).exists():
-        run = load_run(place)
-        if run.recipe.digest() == recipe.digest() and run.checkpoint.epochs == recipe.optimizer.epochs:
-            return run
-    train(recipe, place, resume=place.exists(), device=device)
-    return load_run(place)
 
 
 def _attack(
@@ -322,19 +311,10 @@ def means(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
     return merged
 
 
-def _read(file: Path, key: str) -> Row | None:
-    """What a finished unit found, where it is of this recipe."""
-    try:
-        record: Row = json.loads(file.read_text(encoding="utf-8"))
-        return record if record["recipe"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _key(recipe: Recipe, section: RobustnessSection) -> str:
     """Digest of what a unit depends on: the other regularisations and backbones of the study are none of it."""
     own = section.model_dump(mode="json", exclude={"archs", "regularizations", "activations"})
-    return hashlib.sha256(f"{recipe.digest()} {json.dumps(own, sort_keys=True)}".encode()).hexdigest()[:16]
+    return record_key(recipe.digest(), own)
 
 
 def _slug(text: str) -> str:

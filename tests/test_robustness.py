@@ -17,9 +17,10 @@ from deploytool.errors import InputError, RecipeError
 from deploytool.evaluation.accuracy import clean_accuracy
 from deploytool.models.setting import Setting
 from deploytool.recipe import load_recipe
-from deploytool.report.robustness import as_csv, render
+from deploytool.report.robustness import render
 from deploytool.robustness import means, robustness
 from deploytool.training.run import load_run
+from hwmodels.table import as_csv
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "digits-robustness.yaml"
 SMALL = [

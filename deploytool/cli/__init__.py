@@ -12,7 +12,7 @@ from deploytool.cli.base import Commands
 COMMANDS = (
     training.train, training.pipeline, training.compare,
     robustness.evaluate, robustness.verify, robustness.robustness,
-    explain.stability, labels.labels,
+    explain.stability, explain.reasoning, labels.labels,
     edge.export, edge.specialize, edge.bench, edge.predict,
     hardware.cost, hardware.calibrate,
     listing.models, listing.schema,

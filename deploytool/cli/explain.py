@@ -1,11 +1,20 @@
-"""Commands that explain answers, and measure explanations: `stability`."""
+"""Commands that explain answers, and measure explanations: `reasoning`, `stability`."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deploytool.cli.base import CONDITIONINGS, CountList, NumberList, device_option, emit, json_option, threads_option
+from deploytool.cli.base import (
+    CONDITIONINGS,
+    CountList,
+    NumberList,
+    device_option,
+    emit,
+    json_option,
+    set_option,
+    threads_option,
+)
 
 
 @click.command()
@@ -70,3 +79,62 @@ def stability(
         return
     files = write_stability(document, examples(loaded, plan, settings, device=chosen), output)
     emit({**document, "files": files}, as_json, lambda: render(document) + f"\n\nwritten to {output}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--alpha", "alphas", type=NumberList(), default="0.25,0.5,0.75", show_default=True, help="Of eq. 3.")
+@click.option(
+    "--t-rsn", "thresholds", type=NumberList(), default="0.9,1", show_default=True, help="Thresholds, each in [0, 1]."
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME",
+    help="As of evaluate; repeat. [fgsm, pgd-20, pgd-20:iterate=last, and consistent-20 on class and reasons]",
+)
+@click.option("--images", type=click.IntRange(1), help="At most so many test images. [recipe's]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder, where RUN is a recipe. [runs/NAME]")
+@set_option
+@device_option
+@threads_option
+@json_option
+def reasoning(
+    run: Path,
+    alphas: tuple[float, ...],
+    thresholds: tuple[float, ...],
+    attacks: tuple[str, ...],
+    images: int | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure what reasoning labels accept and detect on RUN, a run or a recipe with them (paper 1).
+
+    Trains the same recipe at the other alphas and without reasoning labels, in RUN/reasoning; an interrupted study goes
+    on where it stopped. Writes tables, Figs. 1 and 2, and coverage against accuracy there too.
+    """
+    from deploytool.extras import require_extra
+
+    require_extra("train")
+    from deploytool.device import choose_device, use_threads
+    from deploytool.reasoning import ATTACKS, reasoning_run
+    from deploytool.reasoning import reasoning as study
+    from deploytool.recipe import load_recipe
+    from deploytool.report.reasoning import render, write_reasoning
+
+    if not run.is_file() and (overrides or output is not None):
+        raise click.UsageError("--set and -o go with a recipe: a trained run's recipe and folder are fixed")
+    use_threads(threads)
+    place = choose_device(device)
+    first = reasoning_run(run, load_recipe(run, overrides) if run.is_file() else None, output, place)
+
+    def announce(line: str) -> None:
+        click.echo(line, err=True)
+
+    result = study(first, alphas, thresholds, attacks or ATTACKS, images, place, announce)
+    files = write_reasoning(result, first.path / "reasoning")
+    emit({**result, "files": files}, as_json, lambda: render(result) + f"\n\nwritten to {', '.join(files.values())}")

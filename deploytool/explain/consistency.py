@@ -59,7 +59,7 @@ class Answers:
     @property
     def right(self) -> Bools:
         """Which images get their class, (N,)."""
-        return self.predicted == self.label
+        return np.asarray(self.predicted == self.label)
 
     @property
     def accuracy(self) -> float:

@@ -1,7 +1,5 @@
 """A study of robustness as text, files and figures: paper 2's Tables 1 and 2, Figs. 1 and 2."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from tabulate import tabulate
 
 from deploytool.atomic import write_json, write_text
 from deploytool.report.plots import COLOURS, MARKERS, save_figure
+from hwmodels.table import as_csv
 
 Row = dict[str, Any]
 
@@ -33,15 +32,6 @@ def write_robustness(document: Row, folder: Path) -> dict[str, str]:
     write_json(folder / "robustness.json", document)
     files = {kind: str(folder / f"robustness.{kind}") for kind in ("json", "md", "csv")}
     return files | {name: str(folder / f"{name}.png") for name in names}
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """One line per backbone, regularisation and attack."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def render(document: Row, tablefmt: str = "simple") -> str:

@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from deploytool.attacks.registry import make_attack, recipe_base
+from deploytool.attacks.acceptance import AcceptanceRule
+from deploytool.attacks.registry import make_attack, recipe_base, target_rule
 from deploytool.attacks.run import attack_batches
+from deploytool.attacks.targets import with_targets
 from deploytool.data.images import Images
 from deploytool.evaluation import deployed
 from deploytool.evaluation.accuracy import image_batches
@@ -34,27 +37,56 @@ def consistency_metrics(model: ConditionalModel, test: Images, recipe: Recipe) -
     assert recipe.reasoning is not None
     rows = []
     for setting in consistency_settings(recipe, model):
-        before, after = before_and_after(model, setting, test, recipe)
+        before = answers_to(model, setting, test)
+        right = of_right(test, before)
+        after = answers_under_attack(model, setting, right, recipe) if len(right) else before[before.right]
         rows.append({"lambda": setting.lam if model.is_conditional else None, **tally(before, after)})
     now = read_tally(rows[0], recipe.reasoning.threshold)
     names = ("accuracy", "coverage", "accuracy_consistent")
     return {"consistency": rows, **{f"test_{name}": now[name] for name in names if now[name] is not None}}
 
 
-def before_and_after(
-    model: ConditionalModel, setting: Setting, test: Images, recipe: Recipe, name: str = ATTACK
-) -> tuple[Answers, Answers]:
-    """Answers to test images, and to those of them that were right, after an attack on the class (section 4.2)."""
-    assert model.reason_vectors is not None
-    vectors, device = model.reason_vectors, next(model.parameters()).device
+def answers_to(model: ConditionalModel, setting: Setting, images: Images) -> Answers:
+    """Answers of a model with reasoning labels to images as they are."""
+    vectors, device = _vectors(model), next(model.parameters()).device
+    with model.network(setting, reasoning=True) as network:
+        return answers(network, image_batches(images, device), vectors)
+
+
+def answers_under_attack(
+    model: ConditionalModel,
+    setting: Setting,
+    images: Images,
+    recipe: Recipe,
+    name: str = ATTACK,
+    threshold: float | None = None,
+) -> Answers:
+    """Answers of a model with reasoning labels to images after an attack on the network of a setting.
+
+    Args:
+        model, setting: what is attacked.
+        images: right ones, at least one; paper 1, section 4.2, attacks no others.
+        recipe: of the model, for the budget and the seed.
+        name: of the attack, see `deploytool.attacks.names`; on the class alone, as the paper's, or `consistent-K`.
+        threshold: t_rsn that `consistent-K` is to pass; the recipe's where None.
+    """
+    assert recipe.reasoning is not None
+    vectors, device = _vectors(model), next(model.parameters()).device
+    rule = AcceptanceRule(vectors, recipe.reasoning.threshold if threshold is None else threshold)
     attack = make_attack(name, recipe_base(recipe))
     with model.network(setting, reasoning=True) as network:
-        before = answers(network, image_batches(test, device), vectors)
-        right = Images(test.images[torch.from_numpy(before.right)], test.labels[torch.from_numpy(before.right)])
-        if not len(right):
-            return before, before[before.right]
-        parts = ((image, label, None) for image, label in image_batches(right, device))
-        results = attack_batches(lambda image: model.logits(network(image)), parts, attack, recipe.seed, name)
-        labels = image_batches(right, device)
-        attacked = ((result.image, label) for result, (_, label) in zip(results, labels, strict=True))
-        return before, answers(network, attacked, vectors)
+        parts = with_targets(rule.class_network(network), image_batches(images, device), target_rule(name), recipe.seed)
+        results = attack_batches(network, parts, attack, recipe.seed, name, rule)
+        pairs = zip(results, image_batches(images, device), strict=True)
+        return answers(network, ((result.image, label) for result, (_, label) in pairs), vectors)
+
+
+def of_right(images: Images, before: Answers) -> Images:
+    """The images that were right as they are."""
+    rows = torch.from_numpy(before.right)
+    return Images(images.images[rows], images.labels[rows])
+
+
+def _vectors(model: ConditionalModel) -> Tensor:
+    assert model.reason_vectors is not None
+    return model.reason_vectors
