@@ -56,6 +56,17 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def reasoned_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of standard training with reasoning labels, consistency noted after each epoch."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("reasoned") / "run"
+    labels = f"reasoning.labels={RECIPES / 'labels' / 'digits.yaml'}"
+    changes = ["reasoning.every=1", "optimizer.epochs=3", "evaluate.images=120", labels]
+    train(load_recipe(RECIPES / "digits-reasoning.yaml", [*SMALL, *changes]), folder)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="session")
 def trained_file(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The FLOAT run exported with the paper's conditioning, which has a lambda threshold."""
     return Path(export(trained_run, tmp_path_factory.mktemp("switch") / "model.onnx", conditioning="switch")["file"])

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import deploytool.robustness as study
+import deploytool.units as units
 from deploytool.attacks.store import load_adversarial
 from deploytool.cli import cli
 from deploytool.data.datasets import load_dataset
@@ -88,9 +89,9 @@ def test_files_are_written(done) -> None:
 def test_a_second_call_computes_nothing_and_another_recipe_does(done, monkeypatch) -> None:
     folder, document = done
     trained: list[str] = []
-    train = study.train
+    train = units.train
     monkeypatch.setattr(
-        study, "train", lambda recipe, place, **k: trained.append(str(place)) or train(recipe, place, **k)
+        units, "train", lambda recipe, place, **k: trained.append(str(place)) or train(recipe, place, **k)
     )
     again = robustness(load_recipe(RECIPE, SMALL), folder)
     assert trained == [] and again["rows"] == document["rows"] and again["densities"] == document["densities"]
