@@ -10,8 +10,9 @@ by PGD, R 30 and 182, t_rsn 0.9 and 1, eps 0.1 to 0.3, Auto-PGD of 20 steps towa
 each. Wrong and accepted of 1,600:
 
     squared hinges, scaled, kappa 0.03 (used)           806        0.01, 0.1: 773 to 801
-    log-sum-exp of scaled violations, T 0.03            783        0.1, 0.3: 770, 728
+    log-sum-exp of scaled violations, T 0.03            783        0.1, 0.3: 770, 668
     hinges, scaled, summed                              728
+    squared hinges, not scaled                          718
     eq. 3 (cross-entropy, R summed or mean reasons)     681, 641
     worst violation alone                               618
     class margin alone                                  492

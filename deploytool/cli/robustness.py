@@ -96,16 +96,15 @@ def evaluate(
         from deploytool.attacks.registry import recipe_base
         from deploytool.evaluation import evaluate as evaluate_run
         from deploytool.evaluation import evaluation_settings
-        from deploytool.evaluation.whole import refuse_adaptive
         from deploytool.training.run import load_run
 
         run = load_run(target)
-        if adaptive:
-            refuse_adaptive(run)
         use_threads(threads)
         settings = evaluation_settings(run.recipe, lambdas, thresholds, conditionings or None, widths, noise)
         base = recipe_base(run.recipe, *radii)
-        result = evaluate_run(run, attacks, settings, images, choose_device(device), base, save, split)
+        result = evaluate_run(
+            run, attacks, settings, images, choose_device(device), base, save, split, adaptive=adaptive
+        )
     for finding in result.findings:
         click.echo(f"warning: {finding.message}", err=True)
     emit(result.to_dict(), as_json, lambda: accuracy_table(result.rows))

@@ -3,22 +3,36 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from deploytool.attacks.acceptance import AcceptanceRule
+from deploytool.attacks.detection import Judged, judge
 from deploytool.attacks.randomised import redrawn_network
 from deploytool.attacks.registry import AttackBase, make_attack, recipe_base, target_rule
-from deploytool.attacks.run import BATCH, Attack, AttackResult, attack_batches, batches, budget_of, merge
+from deploytool.attacks.run import (
+    BATCH,
+    Attack,
+    AttackResult,
+    attack_batches,
+    batches,
+    budget_of,
+    merge,
+    needs_rule,
+    passes,
+)
 from deploytool.attacks.targets import with_targets
 from deploytool.data.images import Images
+from deploytool.evaluation.adaptive import acceptance_columns, acceptance_rule
 from deploytool.models.conditional import ConditionalModel, Network
 from deploytool.models.setting import Setting
 from deploytool.progress import progress_bar
 from deploytool.recipe import Recipe
 
 Row = dict[str, Any]
+T = TypeVar("T")
 OnResult = Callable[[str, Setting, AttackResult], None]
 
 
@@ -30,6 +44,7 @@ def evaluate_model(
     settings: Sequence[Setting],
     base: AttackBase | None = None,
     on_result: OnResult | None = None,
+    adaptive: bool = False,
 ) -> list[Row]:
     """Measure clean and robust accuracy: attacks on exactly the network that answers.
 
@@ -44,26 +59,35 @@ def evaluate_model(
         settings: the knobs.
         base: budgets' base; the recipe's where None.
         on_result: given the adversarial examples of each attack and state; they are held in memory for that.
+        adaptive: say in every row what the rule of acceptance makes of the attack, for a model with reasoning labels;
+            without, that is said where an attack such as `consistent-20` is on the rule itself.
 
     Returns:
         Rows `{attack, lambda, lambda_threshold, conditioning, noise, width, clean_accuracy, robust_accuracy, n, norm,
         eps, seed, budget, target_rate, found_by, median_distance}` in the order settings within attacks; accuracies in
         [0, 1]; `lambda` is None where the method has none, `lambda_threshold` None where it is not used; see
-        `attack_columns`.
+        `attack_columns`, and `acceptance_columns` for those that a rule of acceptance adds.
 
     Raises:
-        InputError: no attack has such a name, or a budget is out of range.
+        InputError: no attack has such a name, a budget is out of range, or an attack needs reasoning labels that the
+            model does not have.
     """
     device = next(model.parameters()).device
     plans = {name: make_attack(name, base or recipe_base(recipe)) for name in attacks}
+    rule = acceptance_rule(model, recipe) if adaptive or any(map(needs_rule, plans.values())) else None
     states = {model.knobs(setting): setting for setting in settings}
     columns: dict[Any, Row] = {}
     with progress_bar("evaluating", len(states) * (1 + len(plans)) * -(-len(test) // BATCH)) as bar:
         for key, setting in states.items():
-            with answering(model, setting, recipe.seed) as network:
-                clean = clean_accuracy(network, test, device, bar.advance)
+            with answering(model, setting, recipe.seed, rule is not None) as network:
+                before: dict[int, Judged] = {}  # by the number of passes whose mean is the answer
+                if rule is None:
+                    clean = clean_accuracy(network, test, device, bar.advance)
+                else:
+                    before[1] = judge(network, noted(image_batches(test, device), bar.advance, "clean"), rule)
+                    clean = before[1].accuracy
                 for name, attack in plans.items():
-                    results = attacked(network, test, attack, recipe.seed, name, device)
+                    results = attacked(network, test, attack, recipe.seed, name, device, rule)
                     kept = []
                     for result in noted(results, bar.advance, f"{name} {_label(model, setting)}"):
                         kept.append(result if on_result else without_images(result))
@@ -71,6 +95,11 @@ def evaluate_model(
                     if on_result is not None:
                         on_result(name, setting, whole)
                     columns[key, name] = {"clean_accuracy": clean, **attack_columns(whole, attack)}
+                    if rule is not None:
+                        mean = passes(attack)
+                        if mean not in before:
+                            before[mean] = judge(network, image_batches(test, device), rule, mean)
+                        columns[key, name] |= acceptance_columns(rule, before[mean], whole)
     return [
         {"attack": name, **setting_columns(model, setting), **columns[model.knobs(setting), name]}
         for name in attacks
@@ -94,9 +123,10 @@ def attack_columns(result: AttackResult, attack: Attack) -> Row:
     """The part of a row that says what an attack did, and with which budget.
 
     Under a targeted attack `robust_accuracy` is the share of images that keep their label, and `target_rate` the share
-    that reach the target; else that is None. `found_by`, of AutoAttack, is the number of images that each member
-    fooled; `median_distance`, of attacks that look for the smallest perturbation, the median norm over all images, None
-    where more than half withstood at any norm.
+    that reach the target; else that is None. Under an attack on class and reasons `robust_accuracy` is the share of all
+    images for which no wrong answer that is accepted was found: an image that is rejected counts as robust. `found_by`,
+    of AutoAttack, is the number of images that each member fooled; `median_distance`, of attacks that look for the
+    smallest perturbation, the median norm over all images, None where more than half withstood at any norm.
     """
     median = float(result.smallest.median()) if result.minimal else float("inf")
     targeted = attack.targeted
@@ -114,13 +144,16 @@ def attack_columns(result: AttackResult, attack: Attack) -> Row:
 
 
 @contextmanager
-def answering(model: ConditionalModel, setting: Setting, seed: int) -> Iterator[Network]:
-    """The network of a setting, as it answers: with redrawn noise, of a new draw for every batch."""
+def answering(model: ConditionalModel, setting: Setting, seed: int, reasoning: bool = False) -> Iterator[Network]:
+    """The network of a setting, as it answers: with redrawn noise, of a new draw for every batch.
+
+    It answers logits (N, K), with `reasoning` (N, K + R).
+    """
     if setting.noise == "redrawn" and setting.noise_scale:
         device = next(model.parameters()).device
-        yield redrawn_network(model, setting, torch.Generator(device).manual_seed(seed))
+        yield redrawn_network(model, setting, torch.Generator(device).manual_seed(seed), reasoning)
         return
-    with model.network(setting) as network:
+    with model.network(setting, reasoning=reasoning) as network:
         yield network
 
 
@@ -137,14 +170,21 @@ def clean_accuracy(
 
 
 def attacked(
-    network: Network, test: Images, attack: Attack, seed: int, name: str, device: torch.device | str = "cpu"
+    network: Network,
+    test: Images,
+    attack: Attack,
+    seed: int,
+    name: str,
+    device: torch.device | str = "cpu",
+    rule: AcceptanceRule | None = None,
 ) -> Iterator[AttackResult]:
-    """Attack all images batch by batch."""
-    parts = with_targets(network, image_batches(test, device), target_rule(name), seed)
-    return attack_batches(network, parts, attack, seed, name)
+    """Attack all images batch by batch; with a rule the network answers (N, K + R), see `run_attack`."""
+    named = network if rule is None else rule.to(device).class_network(network)
+    parts = with_targets(named, image_batches(test, device), target_rule(name), seed)
+    return attack_batches(network, parts, attack, seed, name, rule)
 
 
-def noted(results: Iterator[AttackResult], advance: Callable[[str], object], note: str) -> Iterator[AttackResult]:
+def noted(results: Iterator[T], advance: Callable[[str], object], note: str) -> Iterator[T]:
     """Pass results on, with one step of a progress bar for each."""
     for result in results:
         advance(note)

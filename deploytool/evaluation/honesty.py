@@ -58,7 +58,11 @@ def check_rows(rows: Sequence[Row]) -> list[Finding]:
     groups: dict[Any, dict[str, Row]] = {}
     for row in untargeted:
         groups.setdefault((_setting(row), row["norm"], row["eps"]), {})[row["attack"]] = row
-    findings = [finding for group in groups.values() for finding in _compared(group)]
+    findings = []
+    for group in groups.values():
+        reasoned = {name: row for name, row in group.items() if parse_name(split_name(name)[0]).reasoned}
+        findings += _compared({name: row for name, row in group.items() if name not in reasoned})
+        findings += _adaptive(group, reasoned)
     return [*findings, *_over_eps(untargeted), *_noise(rows)]
 
 
@@ -182,6 +186,8 @@ def check_randomness(randomised: bool, attacks: Iterable[Row], at: str = "") -> 
 
 def _compared(group: Mapping[str, Row]) -> list[Finding]:
     """One setting, norm and radius: the attacks that should be stronger, and whether they were."""
+    if not group:
+        return []
     kinds = {name: parse_name(split_name(name)[0]) for name in group}
     robust = {name: row["robust_accuracy"] for name, row in group.items()}
     n = min(row["n"] for row in group.values())
@@ -234,6 +240,33 @@ def _compared(group: Mapping[str, Row]) -> list[Finding]:
                 )
             )
     return found
+
+
+def _adaptive(group: Mapping[str, Row], reasoned: Mapping[str, Row]) -> list[Finding]:
+    """One setting, norm and radius of a run with reasoning labels: is the rule attacked, and as well as it can be?"""
+    undetected = {name: row["undetected_rate"] for name, row in group.items() if "undetected_rate" in row}
+    if not undetected:
+        return []
+    at, tolerance = describe(next(iter(group.values()))), _tolerance(min(row["n"] for row in group.values()))
+    unaware = {name: rate for name, rate in undetected.items() if name not in reasoned}
+    if not reasoned:
+        return [
+            Finding(
+                "not-adaptive",
+                f"no attack{at} knew of the rule of acceptance: detection rates are upper bounds; use --adaptive",
+            )
+        ]
+    name = max(reasoned, key=lambda name: undetected[name])
+    luckier = max(unaware, key=lambda name: unaware[name], default=name)
+    if undetected[luckier] <= undetected[name] + tolerance:
+        return []
+    return [
+        Finding(
+            "adaptive-attack-is-weak",
+            f"{luckier} gets {undetected[luckier]:.3f} wrong answers accepted without knowing the rule{at}, {name} "
+            f"{undetected[name]:.3f} with it: the rule is attacked too weakly; use more steps or restarts",
+        )
+    ]
 
 
 def _over_eps(rows: Sequence[Row]) -> list[Finding]:

@@ -10,11 +10,12 @@ import torch
 
 from deploytool.attacks.randomised import is_randomised
 from deploytool.attacks.registry import AttackBase, make_attack, recipe_base
-from deploytool.attacks.run import AttackResult
+from deploytool.attacks.run import AttackResult, needs_rule
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Images
 from deploytool.errors import InputError
 from deploytool.evaluation.accuracy import Row, answering, evaluate_model, setting_columns
+from deploytool.evaluation.adaptive import acceptance_rule, adaptive_attacks
 from deploytool.evaluation.honesty import EOT, Finding, Ladder, check_network, check_randomness, check_rows, describe
 from deploytool.evaluation.saved import save_examples
 from deploytool.evaluation.settings import evaluation_settings
@@ -63,6 +64,7 @@ def evaluate(
     save: Path | None = None,
     split: Split = "test",
     checks: bool = True,
+    adaptive: bool = False,
 ) -> Evaluation:
     """Evaluate a trained run; arguments that are None come from the recipe.
 
@@ -76,16 +78,26 @@ def evaluate(
         save: folder for the adversarial examples, one file per attack and setting.
         split: the images.
         checks: False to leave the honesty checks out, where adversarial examples are all that is wanted.
+        adaptive: attack the rule of acceptance too, and say in every row what it makes of the attack; see
+            `evaluation.adaptive`.
 
     Raises:
         DataError: the data set cannot be loaded.
-        InputError: no attack has such a name, or a budget is out of range.
+        InputError: no attack has such a name, a budget is out of range, or the run has no reasoning labels where
+            `adaptive` or an attack needs them.
     """
     recipe, model = run.recipe, run.model
     names = list(dict.fromkeys(attacks or recipe.evaluate.attacks))
     base = base or recipe_base(recipe)
-    for name in names:
-        make_attack(name, base)  # refuses before anything is computed
+    if adaptive:
+        refuse_adaptive(run)
+        names = adaptive_attacks(names, base)
+    for name in names:  # refuses before anything is computed
+        if needs_rule(make_attack(name, base)) and acceptance_rule(model, recipe) is None:
+            raise InputError(
+                f"attack (={name[:60]!r}) is on class and reasoning labels, and {run.path} has no reasoning labels; "
+                "use an attack on the class alone, such as apgd-t"
+            )
     data = load_dataset(recipe.data)
     part = (data.test if split == "test" else data.train).head(images or recipe.evaluate.images)
     chosen = settings or evaluation_settings(recipe)
@@ -95,7 +107,9 @@ def evaluate(
         assert save is not None
         files[model.knobs(setting), name] = save_examples(save, name, model, setting, part, result)
 
-    rows = evaluate_model(model.to(device), part, recipe, names, chosen, base, keep if save is not None else None)
+    rows = evaluate_model(
+        model.to(device), part, recipe, names, chosen, base, keep if save is not None else None, adaptive
+    )
     if save is not None:
         keys = [(model.knobs(setting), name) for name in names for setting in chosen]
         rows = [{**row, "file": files[key]} for row, key in zip(rows, keys, strict=True)]
@@ -132,12 +146,13 @@ def check_settings(
 
 
 def refuse_adaptive(run: Run) -> None:
-    """Raise InputError: nothing a deployment could rely on beside the logits is in this run.
+    """Raise InputError where nothing that a deployment could rely on beside the logits is in a run.
 
     Every attack here is adaptive towards the logits: it is run on the very network of each setting. What decides on
-    acceptance beside them (the consistency of reasoning labels, CPL) would have to be attacked together with them.
+    acceptance beside them (the consistency of reasoning labels, CPL) has to be attacked together with them.
     """
-    raise InputError(
-        f"{run.path} answers with logits alone, which all attacks adapt to already; --adaptive attacks the acceptance "
-        "rules of runs with reasoning labels or a library, and this run has neither; leave it out"
-    )
+    if acceptance_rule(run.model, run.recipe) is None:
+        raise InputError(
+            f"{run.path} answers with logits alone, which all attacks adapt to already; --adaptive attacks the "
+            "acceptance rules of runs with reasoning labels or a library, and this run has neither; leave it out"
+        )
