@@ -1,6 +1,8 @@
 """From training to a verdict in words: a small network with reasoning labels, trained, exported, asked."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,14 @@ def test_a_file_without_reasons_takes_no_threshold_and_says_no_verdict(plain_fil
         predict(plain_file, ["absent.png"], reasoning_threshold=0.5)
     done = CliRunner().invoke(cli, ["predict", str(plain_file), str(digits[0][0])])
     assert done.exit_code == 0 and "classified" not in done.stdout
+
+
+def test_reasons_need_no_torch(reasoning_file: Path, digits) -> None:
+    code = (
+        "import sys; from deploytool.runtime.predict import predict\n"
+        "print(predict(sys.argv[1], [sys.argv[2]], threads=1)[0]['verdict'])\n"
+        "print(sorted({'torch', 'yaml', 'pydantic'} & set(sys.modules)))"
+    )
+    answer = subprocess.check_output([sys.executable, "-c", code, reasoning_file, digits[0][0]], text=True)
+    (prediction,) = predict(reasoning_file, digits[0][:1], threads=1)
+    assert answer.splitlines() == [prediction["verdict"], "[]"]
