@@ -305,6 +305,12 @@ def test_a_wrong_value_is_refused_with_its_key(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
+        ("reasoning", {}, "key reasoning.labels is missing"),
+        ("reasoning", {"labels": "x", "alpha": 1}, "reasoning.alpha (=1)"),
+        ("reasoning", {"labels": "x", "threshold": 1.01}, "reasoning.threshold (=1.01)"),
+        ("reasoning", {"labels": "x", "attack": "clas"}, "reasoning.attack (='clas')"),
+        ("reasoning", {"labels": "x", "per_clas": 3}, "did you mean per_class?"),
+        ("model.dropout", 1, "model.dropout (=1)"),
         ("evaluate.lambdas", [0, 1.5], "evaluate.lambdas.1 (=1.5)"),
         ("evaluate.attacks", ["fgsm", "pgd"], "evaluate.attacks.1 (='pgd'): unknown, did you mean pgd-7?; known: fgsm"),
         ("evaluate.attacks", ["pgd-0"], "evaluate.attacks.0 (='pgd-0')"),
@@ -565,7 +571,7 @@ def test_the_schema_has_the_properties_of_a_recipe_and_no_others() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(schema["properties"]) == SECTIONS and sorted(schema["required"]) == ["method", "name"]
     sections = [schema, *schema["$defs"].values()]
-    assert len(sections) == 15 and all(section["additionalProperties"] is False for section in sections)
+    assert len(sections) == 16 and all(section["additionalProperties"] is False for section in sections)
     assert "lambda" in schema["$defs"]["PgdAtMethod"]["properties"]
     json.dumps(schema, allow_nan=False)
 

@@ -1,6 +1,5 @@
 """From a recipe to a model."""
 
-import warnings
 from dataclasses import replace
 
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.errors import RecipeError
 from deploytool.labels.files import read_labels
-from deploytool.labels.label_map import EqualVectorsWarning, LabelMap
+from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel, FloatModel, weight_names
 from deploytool.models.masks import initial_masks
 from deploytool.models.oat import OatModel, filmed_norms
@@ -35,9 +34,12 @@ def build_model(recipe: Recipe, data: DatasetInfo, labels: LabelMap | None = Non
         RecipeError: the architecture is unknown or does not fit the method or the reasoning layer, mean or std are not
             one number per channel, or the density is too low.
         LabelError: as `recipe_labels`.
+
+    Warns:
+        EqualVectorsWarning: classes have the same labels; names them.
     """
     data = _normalized(recipe, data)
-    labels = labels or recipe_labels(recipe, data)
+    labels = None if recipe.reasoning is None else labels or recipe_labels(recipe, data)
     reasons = len(labels.labels) if labels is not None else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -57,17 +59,12 @@ def recipe_labels(recipe: Recipe, data: DatasetInfo) -> LabelMap | None:
 
     Raises:
         LabelError: the file cannot be read, is no label map, or is for other classes.
-
-    Warns:
-        EqualVectorsWarning: classes have the same vector; names them.
     """
     if recipe.reasoning is None:
         return None
     labels = read_labels(recipe.reasoning.labels).for_classes(data.classes)
     if recipe.reasoning.per_class is not None:
         labels = labels.top(recipe.reasoning.per_class)
-    for line in labels.equal_lines():
-        warnings.warn(line, EqualVectorsWarning, stacklevel=3)
     return labels
 
 

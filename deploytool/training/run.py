@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -226,8 +227,14 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     checkpoint = load_checkpoint(run)
     if checkpoint.recipe != recipe.digest():
         raise CheckpointError(f"{run}: its checkpoint is of another recipe than its recipe.yaml; train it again")
-    model = build_model(recipe, checkpoint.data, checkpoint.labels)
+    labels = checkpoint.labels
+    if (labels is None) != (recipe.reasoning is None):
+        raise CheckpointError(f"{run}: its checkpoint's label map does not fit its recipe.yaml; train it again")
+    model = build_model(recipe, checkpoint.data, labels)
     load_weights(model, checkpoint.model, str(checkpoint_path(run)))
+    vectors = model.reason_vectors
+    if labels is not None and vectors is not None and not np.array_equal(vectors.numpy(), labels.vectors()):
+        raise CheckpointError(f"{checkpoint_path(run)} is damaged (vectors and label map differ); copy it anew")
     return Run(run, recipe, model.eval(), checkpoint)
 
 

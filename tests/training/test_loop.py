@@ -7,14 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from deploytool.errors import RunError
+from deploytool.errors import LabelError, RunError
 from deploytool.recipe import Recipe, make_recipe
+from deploytool.training import loop
 from deploytool.training.loop import cosine_lr, train
-from deploytool.training.run import load_checkpoint, load_run
+from deploytool.training.run import load_checkpoint, load_run, save_checkpoint
+
+LABELS = Path(__file__).parents[2] / "recipes" / "labels" / "digits.yaml"
 
 METHODS = {
     "standard": {"name": "standard"},
@@ -156,6 +160,34 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
     train(small, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_run_with_reasons_resumes_to_the_same_bits_without_its_label_map(tmp_path: Path) -> None:
+    file = tmp_path / "labels.yaml"
+    file.write_text(LABELS.read_text())
+    document = recipe("standard", epochs=3).model_dump(mode="json", by_alias=True)
+    whole = make_recipe(document | {"reasoning": {"labels": str(file), "every": 2}, "evaluate": {"images": 50}})
+    train(whole, tmp_path / "once")
+    with pytest.MonkeyPatch.context() as patch:
+        saved = []
+
+        def save(*arguments: Any) -> None:
+            save_checkpoint(*arguments)
+            saved.append(arguments)
+            if len(saved) == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(loop, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            train(whole, tmp_path / "twice")
+    file.unlink()
+    train(whole, tmp_path / "twice", resume=True)
+    assert_same_bits(tmp_path / "once", tmp_path / "twice")
+    history = load_run(tmp_path / "twice").checkpoint.history
+    assert [metrics["epoch"] for metrics in history if "consistency" in metrics] == [2, 3]
+    with pytest.raises(LabelError, match="cannot be read"):
+        train(whole, tmp_path / "anew")
+    assert not (tmp_path / "anew").exists()
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def test_every_form_is_read(weights, prefix: str, form: str, counters: bool, tmp
     assert_loaded(model, {name: weights[name.removeprefix(prefix)] for name in kept} if not prefix else weights)
 
 
+def test_a_head_for_reasons_stays_where_the_weights_have_none(weights, tmp_path: Path) -> None:
+    section = {"labels": str(Path(__file__).parents[2] / "recipes" / "labels" / "digits.yaml")}
+    model, before = fresh(reasoning=section), fresh(reasoning=section).backbone.reasoning.weight
+    load_pretrained(model, write_npz(tmp_path / "w.npz", weights))
+    assert_loaded(model, weights)
+    assert torch.equal(model.backbone.reasoning.weight, before)
+    whole = {name: tensor + 1 for name, tensor in model.backbone.state_dict().items()}
+    load_pretrained(model, write_npz(tmp_path / "v.npz", whole))
+    assert_loaded(model, whole)
+    assert "reasoning.bias is missing" in refusal(
+        model, write_npz(tmp_path / "u.npz", {name: t for name, t in whole.items() if name != "reasoning.bias"})
+    )
+
+
 @pytest.mark.parametrize("path", ["", "checkpoint.safetensors"])
 def test_a_run_of_ours_gives_its_backbone_alone(trained_run, path: str) -> None:
     """A FLOAT run, with its BN_A, alphas and noise, starts a plain network that answers as it did at lambda 0."""

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, and whatever is damaged or strange is refused by name."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -183,3 +184,39 @@ def test_a_failed_save_keeps_the_old_checkpoint(run: Path, trained_run, monkeypa
         save_checkpoint(run, dataclasses.replace(trained_run.checkpoint, epochs=3))
     assert (run / "checkpoint.safetensors").read_bytes() == before
     assert not list(run.glob(".*.tmp"))
+
+
+def test_the_label_map_travels_with_the_weights(reasoned_run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the recipe's file is not
+    shutil.copytree(reasoned_run.path, tmp_path / "run")
+    again = load_run(tmp_path / "run")
+    assert again.labels.to_dict() == reasoned_run.labels.to_dict()
+    assert again.model.reasons == len(again.labels.labels) == 32
+    image = torch.rand(3, 1, 8, 8)
+    assert torch.equal(again.model(image, reasoning=True), reasoned_run.model(image, reasoning=True))
+
+
+def fewer_classes(text: str) -> str:
+    return json.dumps({"classes": {"0": json.loads(text)["classes"]["0"]}})
+
+
+@pytest.mark.parametrize("change", [lambda text: "", lambda text: text[:90], fewer_classes, lambda text: "[1]"])
+def test_a_damaged_label_map_is_refused(change, reasoned_run, tmp_path: Path) -> None:
+    shutil.copytree(reasoned_run.path, tmp_path / "run")
+    text = json.dumps({"classes": reasoned_run.labels.to_dict()})
+    rewrite(tmp_path / "run", lambda tensors: None, labels=change(text))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_run(tmp_path / "run")
+
+
+def test_vectors_that_are_not_the_maps_are_refused(reasoned_run, tmp_path: Path) -> None:
+    shutil.copytree(reasoned_run.path, tmp_path / "run")
+    rewrite(tmp_path / "run", lambda tensors: tensors["model.reason_vectors"].logical_not_())
+    with pytest.raises(CheckpointError, match="vectors and label map differ"):
+        load_run(tmp_path / "run")
+
+
+def test_a_label_map_without_a_head_is_refused(run: Path, reasoned_run) -> None:
+    rewrite(run, lambda tensors: None, labels=json.dumps({"classes": reasoned_run.labels.to_dict()}))
+    with pytest.raises(CheckpointError, match="label map does not fit"):
+        load_run(run)
