@@ -5,7 +5,8 @@ adversarial  (N, C, H, W) float32
 label        (N,) int64; `target` (N,) int64 beside it, of a targeted attack
 fooled       (N,) bool
 distance     (N,) float32, norms of the perturbations
-record       JSON as uint8: attack, norm, eps, minimal, budget, seed, model digest, robust accuracy
+record       JSON as uint8: attack, norm, eps, minimal, budget, seed, model digest, robust accuracy; `acceptance`,
+             the rule, where an image counts as fooled only if the wrong class is accepted
 """
 
 import json
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deploytool.atomic import atomic_path
+from deploytool.attacks.acceptance import AcceptanceRule, AcceptedGoal
 from deploytool.attacks.checks import check_classes, check_images
 from deploytool.attacks.geometry import distance, slack
 from deploytool.attacks.goal import Goal
@@ -62,6 +64,11 @@ class Adversarial:
     def eps(self) -> float | None:
         """The radius of the budget; None: any distance counts."""
         return self.record["eps"]  # type: ignore[no-any-return]
+
+    @property
+    def acceptance(self) -> dict[str, Any] | None:
+        """The rule that they were to be accepted by, as `AcceptanceRule.to_dict`; None where the class alone counts."""
+        return self.record.get("acceptance")
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,7 @@ def verify(
     model_digest: str | None = None,
     batch: int = BATCH,
     device: torch.device | str = "cpu",
+    rule: AcceptanceRule | None = None,
 ) -> Verification:
     """Check adversarial examples again, from the numbers alone.
 
@@ -198,19 +206,29 @@ def verify(
         model_digest: of the network, to be compared with the one on record.
         batch: images answered together; the attack's own gives the same bits on the same machine.
         device: of the network.
+        rule: of acceptance, for examples that an attack on class and reasoning labels made; the network then answers
+            (N, K + R), on the CPU or `device`.
 
     Raises:
-        DataError: the file cannot be used. InputError: the network answers NaN or has too few classes.
+        DataError: the file cannot be used. InputError: the network answers NaN or has too few classes, or the examples
+            need a rule.
     """
     examples = saved if isinstance(saved, Adversarial) else load_adversarial(saved)
     goal = Goal(examples.label) if examples.target is None else Goal(examples.target, True)
+    if examples.acceptance is not None:
+        if rule is None:
+            raise InputError(
+                "these examples fool reasoning labels together with the class; give the rule of acceptance"
+            )
+        goal = AcceptedGoal(examples.label, rule=rule.to("cpu"))
     victim = Victim(network)
     fooled = torch.cat([
         goal[rows].reached(victim.logits(examples.adversarial[rows].to(device)).cpu())
         for rows in batches(len(goal), batch)
     ])  # fmt: skip
-    check_classes(examples.label, victim.classes or 0)
-    check_classes(goal.label, victim.classes or 0, "target" if goal.targeted else "label")
+    classes = (victim.classes or 0) if examples.acceptance is None or rule is None else rule.classes
+    check_classes(examples.label, classes)
+    check_classes(goal.label, classes, "target" if goal.targeted else "label")
     size = distance(examples.adversarial - examples.image, examples.norm)
     within = torch.ones_like(fooled) if examples.eps is None else size <= examples.eps + slack(examples.eps)
     unit = [((tensor >= 0) & (tensor <= 1)).flatten(1).all(1) for tensor in (examples.image, examples.adversarial)]
@@ -267,10 +285,15 @@ def _check_record(file: Path, record: Any, targeted: bool) -> None:
         "minimal": isinstance(record.get("minimal"), bool),
         "targeted": record.get("targeted") is targeted,
         "model": isinstance(record.get("model"), str),
+        "acceptance": _is_acceptance(record.get("acceptance")),
     }
     for name, good in sound.items():
         if not good:
             raise DataError(f"{file}: its record has {name} {str(record.get(name))[:40]}; {ADVICE}")
+
+
+def _is_acceptance(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and _is_number(value.get("threshold")) and value["threshold"] <= 1)
 
 
 def _is_number(value: Any) -> bool:

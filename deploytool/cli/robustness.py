@@ -27,7 +27,7 @@ NOISES = click.Choice(["frozen", "redrawn", "none"])
     "attacks",
     multiple=True,
     metavar="NAME[:KEY=V,..]",
-    help="fgsm, pgd-K, deepfool, cw, square, autoattack ...; repeat. [recipe's; FILE: square]",
+    help="fgsm, pgd-K, consistent-K, deepfool, cw, square, autoattack ...; repeat. [recipe's; FILE: square]",
 )
 @click.option("--eps", metavar="E", help="L-infinity radius, as in 8/255. [recipe's; FILE: 8/255]")
 @click.option("--eps-l2", metavar="E", help="L2 radius. [recipe's; FILE: 0.5]")
@@ -76,6 +76,7 @@ def evaluate(
 
     require_extra("train")
     from deploytool.device import choose_device, use_threads
+    from deploytool.report.acceptance import acceptance_table
     from deploytool.report.tables import accuracy_table
 
     radii = _radius("eps", eps), _radius("eps-l2", eps_l2)
@@ -107,7 +108,12 @@ def evaluate(
         )
     for finding in result.findings:
         click.echo(f"warning: {finding.message}", err=True)
-    emit(result.to_dict(), as_json, lambda: accuracy_table(result.rows))
+    judged = bool(result.rows) and "coverage" in result.rows[0]
+    emit(
+        result.to_dict(),
+        as_json,
+        lambda: accuracy_table(result.rows) + (f"\n\n{acceptance_table(result.rows)}" if judged else ""),
+    )
 
 
 @click.command()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from deploytool.attacks.acceptance import AcceptanceRule
 from deploytool.attacks.run import AttackResult
 from deploytool.attacks.session_network import file_networks
 from deploytool.attacks.store import Verification, load_adversarial, save_adversarial, verify
@@ -14,6 +15,7 @@ from deploytool.data.images import Images
 from deploytool.digests import file_digest, state_digest
 from deploytool.errors import DataError, DeploytoolError, InputError
 from deploytool.evaluation.accuracy import answering, setting_columns, setting_of
+from deploytool.evaluation.adaptive import acceptance_rule
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting, check_lambda
 from deploytool.training.run import load_run
@@ -72,6 +74,10 @@ def verify_examples(
         columns |= {key: recorded[key] for key in columns if key in recorded}
     columns |= {key: value for key, value in (("lambda", lam), ("width", width)) if value is not None}
     if target.is_file():
+        if examples.acceptance is not None:
+            raise InputError(
+                f"{file} fools reasoning labels together with the class; verify it on a run, not an ONNX file"
+            )
         network = file_networks(target)(columns["lambda"], width)
         return verify(examples, network, file_digest(target)), examples.record
     run = load_run(target)
@@ -89,8 +95,15 @@ def verify_examples(
     shape = tuple(examples.image.shape[1:])
     if shape != run.checkpoint.data.shape:
         raise DataError(f"{file} has images of shape {shape}; {target} takes {run.checkpoint.data.shape}")
-    with answering(model, setting, run.recipe.seed) as network:
-        return verify(examples, network, state_digest(model.state_dict()), device=device), examples.record
+    rule = None
+    if examples.acceptance is not None:
+        rule = acceptance_rule(model, run.recipe)
+        if rule is None:
+            raise InputError(f"{file} fools reasoning labels together with the class, and {target} has no such labels")
+        rule = AcceptanceRule(rule.vectors, examples.acceptance["threshold"])
+    digest = state_digest(model.state_dict())
+    with answering(model, setting, run.recipe.seed, rule is not None) as network:
+        return verify(examples, network, digest, device=device, rule=rule), examples.record
 
 
 def verification_document(
