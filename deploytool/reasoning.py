@@ -70,8 +70,8 @@ def reasoning(
         `coverage`, `accuracy_consistent` and `accuracy_base` (of the network without reasoning labels); `auroc`, of
         agreement, and `auroc_max_softmax`: telling right from wrong images as they are, or right images from what an
         attack made of them; and of attacks, all of the images that were right before: `detection_rate`, the share
-        rejected (the paper's measure), `detection_rate_fooled`, the same of changed classes, `class_changed`, the share
-        whose class the attack changed, and `undetected`, the share wrong and accepted: what the defence lets through.
+        rejected (the paper's measure), `detection_rate_changed`, the same of changed classes, `class_changed`, the share
+        whose class the attack changed, and `evasion_rate`, the share wrong and accepted: what the defence lets through.
         `epochs`: the same over training, under FGSM; `curves`: coverage and accuracy over all thresholds, by agreement
         and by the largest softmax probability, with the area under the risk-coverage curve. Accuracies are in [0, 1];
         None stands for what no image says.
@@ -200,7 +200,7 @@ def _row(where: Row, threshold: float, before: Answers, attack: str | None = Non
         "n": len(before),
         "n_attacked": None if attack is None else int(before.right.sum()),
     }
-    names = ("detection_rate", "detection_rate_fooled", "class_changed", "undetected", "auroc", "auroc_max_softmax")
+    names = ("detection_rate", "detection_rate_changed", "class_changed", "evasion_rate", "auroc", "auroc_max_softmax")
     row |= dict.fromkeys(names)
     if attack is None:
         row["auroc"], row["auroc_max_softmax"] = before.error_auroc()
@@ -208,9 +208,9 @@ def _row(where: Row, threshold: float, before: Answers, attack: str | None = Non
         accepted, changed, right = after.accepted(threshold), ~after.right, before[before.right]
         row |= {
             "detection_rate": float((~accepted).mean()),
-            "detection_rate_fooled": share(int((changed & ~accepted).sum()), int(changed.sum())),
+            "detection_rate_changed": share(int((changed & ~accepted).sum()), int(changed.sum())),
             "class_changed": float(changed.mean()),
-            "undetected": float((changed & accepted).mean()),
+            "evasion_rate": float((changed & accepted).mean()),
             **{name: _separation(right, after, score) for name, score in SCORES.items()},
         }
     return row

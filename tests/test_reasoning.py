@@ -46,8 +46,8 @@ def test_there_is_a_row_for_each_alpha_threshold_and_attack(document) -> None:
     assert all(row["n"] == 60 for row in document["rows"])
     for row in document["rows"]:
         if row["attack"]:
-            assert row["undetected"] + row["detection_rate"] <= 1
-            assert row["undetected"] <= row["class_changed"]
+            assert row["evasion_rate"] + row["detection_rate"] <= 1
+            assert row["evasion_rate"] <= row["class_changed"]
 
 
 def test_figures_are_those_of_the_networks(document, run: Run) -> None:
@@ -78,7 +78,7 @@ def test_files_are_written(document) -> None:
     for file in document["files"].values():
         assert Path(file).stat().st_size > 100
     text = Path(document["files"]["md"]).read_text()
-    assert "undetected" in text and "consistent-3" in text and text.startswith("digits-reasoning: resnet8")
+    assert "evasion" in text and "consistent-3" in text and text.startswith("digits-reasoning: resnet8")
     assert render(document).count("fgsm") == 4
 
 

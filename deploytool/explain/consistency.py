@@ -133,7 +133,7 @@ def read_tally(counts: Mapping[str, Any], threshold: float) -> dict[str, float |
     Returns:
         `accuracy` of all images and `accuracy_consistent` of accepted ones, `coverage`; `coverage_right` of images that
         are right as they are and `coverage_attacked` of the same after the attack (paper 1, Fig. 2: solid and dotted
-        line); `detection_rate`, 1 - `coverage_attacked`, and `detection_rate_fooled`, that of changed classes alone.
+        line); `detection_rate`, 1 - `coverage_attacked`, and `detection_rate_changed`, that of changed classes alone.
         All in [0, 1], None where there are no such images.
     """
     required = required_agreements(counts["reasons"], threshold)
@@ -148,7 +148,7 @@ def read_tally(counts: Mapping[str, Any], threshold: float) -> dict[str, float |
         "coverage_right": share(passed["right"], total["right"]),
         "coverage_attacked": attacked,
         "detection_rate": None if attacked is None else 1 - attacked,
-        "detection_rate_fooled": None if fooled is None else 1 - fooled,
+        "detection_rate_changed": None if fooled is None else 1 - fooled,
     }
 
 

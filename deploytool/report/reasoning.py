@@ -61,7 +61,7 @@ CLEAN_LEGEND = (
 ATTACK_LEGEND = (
     "Of the images that were right before. changed: share whose class the attack changed. detected: share rejected "
     "after it, whether the class changed or not (the paper's measure); of changed: the same of changed classes. "
-    "undetected: wrong and accepted, what the defence lets through. AUROC: telling them from the images as they were."
+    "evasion: wrong and accepted, what the defence lets through. AUROC: telling them from the images as they were."
 )
 
 
@@ -84,12 +84,12 @@ def _attack_table(rows: Sequence[Row], tablefmt: str) -> str:
     columns = (
         "class_changed",
         "detection_rate",
-        "detection_rate_fooled",
-        "undetected",
+        "detection_rate_changed",
+        "evasion_rate",
         "auroc",
         "auroc_max_softmax",
     )
-    heads = ["attack", "changed", "detected", "of changed", "undetected", "AUROC", "AUROC, softmax"]
+    heads = ["attack", "changed", "detected", "of changed", "evasion", "AUROC", "AUROC, softmax"]
     return _table(rows, ["attack"], columns, heads, tablefmt)
 
 

@@ -46,7 +46,7 @@ def test_tallies_answer_for_every_threshold_and_survive_json() -> None:
     read = read_tally(counts, 0.9)
     assert read == {
         "accuracy": 0.75, "coverage": 0.75, "accuracy_consistent": 2 / 3, "coverage_right": 2 / 3,
-        "coverage_attacked": 2 / 3, "detection_rate": 1 - 2 / 3, "detection_rate_fooled": 0.5,
+        "coverage_attacked": 2 / 3, "detection_rate": 1 - 2 / 3, "detection_rate_changed": 0.5,
     }  # fmt: skip
     assert read_tally(counts, 1.0)["coverage_attacked"] == 1 / 3
     assert read_tally(counts, 0.0)["coverage"] == 1.0
