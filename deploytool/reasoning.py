@@ -69,9 +69,9 @@ def reasoning(
         `rows`, one per alpha, lambda, t_rsn and attack (None: images as they are), with `accuracy` of all images,
         `coverage`, `accuracy_consistent` and `accuracy_base` (of the network without reasoning labels); `auroc`, of
         agreement, and `auroc_max_softmax`: telling right from wrong images as they are, or right images from what an
-        attack made of them; and of attacks, all of the images that were right before: `detection_rate`, the share
-        rejected (the paper's measure), `detection_rate_changed`, the same of changed classes, `class_changed`, the share
-        whose class the attack changed, and `evasion_rate`, the share wrong and accepted: what the defence lets through.
+        attack made of them. Of attacks, all of the images that were right before: `detection_rate`, the share rejected
+        (the paper's measure), `detection_rate_changed`, the same of changed classes, `class_changed`, the share whose
+        class the attack changed, and `evasion_rate`, the share wrong and accepted: what the defence lets through.
         `epochs`: the same over training, under FGSM; `curves`: coverage and accuracy over all thresholds, by agreement
         and by the largest softmax probability, with the area under the risk-coverage curve. Accuracies are in [0, 1];
         None stands for what no image says.
