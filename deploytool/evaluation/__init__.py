@@ -4,6 +4,7 @@
 | --- | --- |
 | `settings` | the grid of lambdas, thresholds, widths |
 | `accuracy` | rows of accuracies: attacks over settings |
+| `adaptive` | reasoning labels: the rule of a run, the attacks that know it, what it makes of any |
 | `honesty` | warnings: what a reader has to know before trusting the rows |
 | `whole` | all of it for a run: rows, checks, saved adversarial examples |
 | `files` | black-box attacks on ONNX files |
