@@ -14,6 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deploytool.attacks.acceptance import AcceptanceRule
+from deploytool.attacks.consistent import Consistent
 from deploytool.attacks.deepfool import DeepFool
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import run_attack
@@ -68,6 +70,20 @@ def test_smallest_perturbations_and_targets_are_verified_too(plain_network, digi
     save_adversarial(tmp_path / "targeted.npz", result, image, label, "digest")
     assert verify(tmp_path / "targeted.npz", plain_network).holds
     assert torch.equal(load_adversarial(tmp_path / "targeted.npz").target, target)
+
+
+def test_examples_that_are_accepted_are_verified_by_the_rule(two_heads, tmp_path) -> None:
+    network, vectors, image, label = two_heads
+    strict, lenient = (AcceptanceRule(vectors, threshold) for threshold in (0.9, 0.5))
+    path = tmp_path / "consistent.npz"
+    result = run_attack(network, image, label, Consistent(0.12, steps=5, targets=3), rule=strict)
+    save_adversarial(path, result, image, label, "digest")
+    found = verify(path, network, rule=strict)
+    assert found.holds and 0 < found.robust_accuracy == result.robust_accuracy() < 1
+    assert load_adversarial(path).acceptance == strict.to_dict()
+    assert verify(path, network, rule=lenient).newly_fooled > 0  # what 0.9 rejects, 0.5 lets through
+    with pytest.raises(InputError, match="give the rule of acceptance"):
+        verify(path, network)
 
 
 def test_only_the_images_attacked_are_saved(plain_network, digits, tmp_path) -> None:
@@ -146,6 +162,7 @@ def test_damaged_files_are_refused_in_one_line(saved, tmp_path, arrays, message:
     [
         {"format": 2}, {"norm": "l1"}, {"eps": -1}, {"eps": "x"}, {"eps": 1e999}, {"robust_accuracy": 2},
         {"robust_accuracy": None}, {"robust_accuracy": True}, {"minimal": 1}, {"targeted": True}, {"model": None},
+        {"acceptance": 0.9}, {"acceptance": {}}, {"acceptance": {"threshold": 1.5}}, {"acceptance": {"threshold": "1"}},
     ],
 )  # fmt: skip
 def test_records_that_say_nonsense_are_refused(saved, tmp_path, values) -> None:
