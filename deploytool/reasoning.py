@@ -137,10 +137,17 @@ def _variant(recipe: Recipe, alpha: float | None) -> Recipe:
     """The recipe at another alpha, or without reasoning labels where None."""
     document = recipe.model_dump(mode="json", by_alias=True)
     if alpha is None:
+        names = document["evaluate"]["attacks"]
         document["reasoning"] = None
+        document["evaluate"]["attacks"] = [name for name in names if not _reasoned(name)] or ["fgsm"]
     else:
         document["reasoning"]["alpha"] = alpha
     return make_recipe(document)
+
+
+def _reasoned(attack: str) -> bool:
+    """Whether an attack is on class and reasons together."""
+    return parse_name(split_name(attack)[0]).reasoned
 
 
 def _lambda(run: Run, setting: Setting) -> float | None:
@@ -176,10 +183,9 @@ def _measured(
             })  # fmt: skip
             rows += [_row(where, t, before) for t in thresholds]
             for name in attacks:
-                reasoned = parse_name(split_name(name)[0]).reasoned  # what passes depends on the threshold then
                 after: dict[float, Answers] = {}
                 for t in thresholds:
-                    if len(right) and (reasoned or not after):
+                    if len(right) and (_reasoned(name) or not after):  # whose goal depends on the threshold
                         after[t] = answers_under_attack(model, setting, right, run.recipe, name, t)
                     rows.append(_row(where, t, before, name, after.get(t) or next(iter(after.values()), None)))
                 bar.advance(f"{name} alpha {alpha:g}")

@@ -351,6 +351,12 @@ class Recipe(Section):
                 f"attack.step_size (={self.attack.step_size:g}) must be at most 2 * attack.eps "
                 f"(={2 * self.attack.eps:g}): a longer step always leaves the ball"
             )
+        reasoned = [name for name in self.evaluate.attacks if parse_name(split_name(name)[0]).reasoned]
+        if reasoned and self.reasoning is None:
+            raise ValueError(
+                f"evaluate.attacks (={reasoned[0]}) is on class and reasons together; there is no section reasoning, "
+                "add it, or take an attack on the class alone"
+            )
         if isinstance(self.method, FloatMethod) and self.data.batch_size % 2:
             raise ValueError(
                 f"data.batch_size (={self.data.batch_size}) must be even for float: half is clean, half attacked"

@@ -90,6 +90,13 @@ def test_a_shipped_recipe_round_trips_through_yaml(file: Path, recipe_file: Path
     assert again == recipe and again.digest() == recipe.digest() and again.to_yaml() == recipe.to_yaml()
 
 
+def test_an_attack_on_reasons_needs_reasons() -> None:
+    message = refusal(smallest(evaluate={"attacks": ["fgsm", "consistent-5:restarts=1"]}))
+    assert "evaluate.attacks (=consistent-5:restarts=1)" in message and "section reasoning" in message
+    both = smallest(evaluate={"attacks": ["consistent-5"]}, reasoning={"labels": "x.yaml"})
+    assert make_recipe(both).evaluate.attacks == ["consistent-5"]
+
+
 def test_to_yaml_writes_every_default_out() -> None:
     written = yaml.safe_load(make_recipe(smallest()).to_yaml())
     assert set(written) == SECTIONS
