@@ -72,6 +72,8 @@ def reasoning(
         attack made of them. Of attacks, all of the images that were right before: `detection_rate`, the share rejected
         (the paper's measure), `detection_rate_changed`, the same of changed classes, `class_changed`, the share whose
         class the attack changed, and `evasion_rate`, the share wrong and accepted: what the defence lets through.
+        `accuracy_max_softmax`, `detection_rate_max_softmax` and `evasion_rate_max_softmax` are those of the softmax
+        rule that accepts as many of the images as they are.
         `epochs`: the same over training, under FGSM; `curves`: coverage and accuracy over all thresholds, by agreement
         and by the largest softmax probability, with the area under the risk-coverage curve. Accuracies are in [0, 1];
         None stands for what no image says.
@@ -194,20 +196,29 @@ def _measured(
     return result
 
 
+SCORES = {"auroc": "agreements", "auroc_max_softmax": "confidence"}
+MEASURES = (
+    "detection_rate", "detection_rate_changed", "detection_rate_max_softmax", "class_changed", "evasion_rate",
+    "evasion_rate_max_softmax", *SCORES,
+)  # fmt: skip
+
+
 def _row(where: Row, threshold: float, before: Answers, attack: str | None = None, after: Answers | None = None) -> Row:
     """One row; `after` are the answers to what the attack made of the right images, None where there were none."""
+    least = before.confidence_at(before.coverage(threshold))
+    sure = before.confidence >= least
     row: Row = {
         **where,
         "t_rsn": threshold,
         "coverage": before.coverage(threshold),
         "accuracy_consistent": before.accuracy_consistent(threshold),
+        "accuracy_max_softmax": float(before.right[sure].mean()) if sure.any() else None,
         "accuracy": before.accuracy,
         "attack": attack,
         "n": len(before),
         "n_attacked": None if attack is None else int(before.right.sum()),
     }
-    names = ("detection_rate", "detection_rate_changed", "class_changed", "evasion_rate", "auroc", "auroc_max_softmax")
-    row |= dict.fromkeys(names)
+    row |= dict.fromkeys(MEASURES)
     if attack is None:
         row["auroc"], row["auroc_max_softmax"] = before.error_auroc()
     elif after is not None:
@@ -217,12 +228,11 @@ def _row(where: Row, threshold: float, before: Answers, attack: str | None = Non
             "detection_rate_changed": share(int((changed & ~accepted).sum()), int(changed.sum())),
             "class_changed": float(changed.mean()),
             "evasion_rate": float((changed & accepted).mean()),
+            "detection_rate_max_softmax": float((after.confidence < least).mean()),
+            "evasion_rate_max_softmax": float((changed & (after.confidence >= least)).mean()),
             **{name: _separation(right, after, score) for name, score in SCORES.items()},
         }
     return row
-
-
-SCORES = {"auroc": "agreements", "auroc_max_softmax": "confidence"}
 
 
 def _separation(right: Answers, after: Answers, score: str) -> float | None:

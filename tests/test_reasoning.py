@@ -66,6 +66,9 @@ def test_figures_are_those_of_the_networks(document, run: Run) -> None:
         assert [row["coverage"] for row in rows] == [found.coverage(t) for t in (0.9, 1.0)]
         assert [row["accuracy_consistent"] for row in rows] == [found.accuracy_consistent(t) for t in (0.9, 1.0)]
         assert {row["accuracy"] for row in rows} == {found.accuracy}
+        for row in rows:  # the softmax rule, by sorting; those as sure as the last are accepted, too
+            least = sorted(found.confidence, reverse=True)[round(row["coverage"] * 60) - 1]
+            assert row["accuracy_max_softmax"] == pytest.approx(found.right[found.confidence >= least].mean())
     assert {(row["alpha"], row["epoch"]) for row in document["epochs"]} == {
         (alpha, epoch) for alpha in (0.5, 0.75) for epoch in (1, 2, 3)
     }

@@ -79,6 +79,14 @@ class Answers:
         accepted = self.accepted(threshold)
         return float(self.right[accepted].mean()) if accepted.any() else None
 
+    def confidence_at(self, coverage: float) -> float:
+        """The largest softmax probability above which this share of the images lies, ties aside; infinite for none.
+
+        What accepts as many images without a second head: rules are compared at the same coverage.
+        """
+        count = round(coverage * len(self))
+        return float(np.partition(self.confidence, len(self) - count)[len(self) - count]) if count else float("inf")
+
     def error_auroc(self) -> tuple[float | None, float | None]:
         """How well agreement, and the largest softmax probability, tell right answers from wrong ones."""
         return auroc(self.agreements, self.right), auroc(self.confidence, self.right)

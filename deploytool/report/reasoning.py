@@ -1,6 +1,6 @@
 """A study of reasoning labels as text, files and figures: paper 1's Figs. 1 and 2, and coverage against accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ def render(document: Row, tablefmt: str = "simple") -> str:
 
 
 CLEAN_LEGEND = (
-    "coverage: share accepted. consistent: accuracy on those. base: accuracy without reasoning labels, all images. "
-    "AUROC: telling right from wrong answers by agreement, and by the largest softmax probability of the same network."
+    "coverage: share accepted. consistent: accuracy on those; softmax: on as many images, those of the largest softmax "
+    "probability of the same network. base: accuracy without reasoning labels, all images. AUROC: telling right from "
+    "wrong answers by agreement, and by softmax."
 )
 ATTACK_LEGEND = (
     "Of the images that were right before. changed: share whose class the attack changed. detected: share rejected "
     "after it, whether the class changed or not (the paper's measure); of changed: the same of changed classes. "
-    "evasion: wrong and accepted, what the defence lets through. AUROC: telling them from the images as they were."
+    "evasion: wrong and accepted, what the defence lets through. AUROC: telling attacked images from those before. "
+    "softmax: the column before it, for the softmax rule that accepts as many images as they are (or for its AUROC)."
 )
 
 
@@ -75,31 +77,40 @@ def _conditions(document: Row) -> str:
 
 
 def _clean_table(rows: Sequence[Row], tablefmt: str) -> str:
-    columns = ("coverage", "accuracy_consistent", "accuracy", "accuracy_base", "auroc", "auroc_max_softmax")
-    heads = ["coverage", "consistent", "all", "base", "AUROC", "AUROC, softmax"]
-    return _table(rows, [], columns, heads, tablefmt)
+    columns = {
+        "coverage": "coverage",
+        "accuracy_consistent": "consistent",
+        "accuracy_max_softmax": "softmax",
+        "accuracy": "all",
+        "accuracy_base": "base",
+        "auroc": "AUROC",
+        "auroc_max_softmax": "AUROC, softmax",
+    }
+    return _table(rows, [], columns, tablefmt)
 
 
 def _attack_table(rows: Sequence[Row], tablefmt: str) -> str:
-    columns = (
-        "class_changed",
-        "detection_rate",
-        "detection_rate_changed",
-        "evasion_rate",
-        "auroc",
-        "auroc_max_softmax",
-    )
-    heads = ["attack", "changed", "detected", "of changed", "evasion", "AUROC", "AUROC, softmax"]
-    return _table(rows, ["attack"], columns, heads, tablefmt)
+    columns = {
+        "class_changed": "changed",
+        "detection_rate": "detected",
+        "detection_rate_changed": "of changed",
+        "detection_rate_max_softmax": "softmax",
+        "evasion_rate": "evasion",
+        "evasion_rate_max_softmax": "softmax",
+        "auroc": "AUROC",
+        "auroc_max_softmax": "softmax",
+    }
+    return _table(rows, ["attack"], columns, tablefmt)
 
 
-def _table(rows: Sequence[Row], names: list[str], columns: Sequence[str], heads: list[str], tablefmt: str) -> str:
+def _table(rows: Sequence[Row], names: list[str], columns: Mapping[str, str], tablefmt: str) -> str:
+    """A line per row: the knobs, text columns by name, then figures, whose heads `columns` gives."""
     knobs = ["alpha", *(["lambda"] if any(row["lambda"] is not None for row in rows) else []), "t_rsn"]
     lines = [
         [*(f"{row[knob]:g}" for knob in knobs), *(row[name] for name in names), *(_figure(row[key]) for key in columns)]
         for row in rows
     ]
-    return tabulate(lines, [*knobs, *heads], tablefmt=tablefmt, disable_numparse=True)
+    return tabulate(lines, [*knobs, *names, *columns.values()], tablefmt=tablefmt, disable_numparse=True)
 
 
 def _areas(curves: Sequence[Row]) -> str:
@@ -157,7 +168,7 @@ def detection_figure(epochs: Sequence[Row], path: Path) -> None:
         panel.set_xlabel("epoch")
         panel.set_ylim(0, 1.02)
     panels[0][0].set_ylabel("share accepted, of images\nright before the attack")
-    _finish(figure, panels, path)
+    _finish(figure, panels, path, len(_lines(epochs, thresholds[0])))
 
 
 def coverage_figure(curves: Sequence[Row], base: float, path: Path) -> None:
@@ -210,9 +221,9 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _finish(figure: Any, panels: Any, path: Path) -> None:
+def _finish(figure: Any, panels: Any, path: Path, ncols: int = 3) -> None:
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(ncols, len(labels)), frameon=False)
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)

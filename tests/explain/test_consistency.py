@@ -28,6 +28,18 @@ def test_the_rule_of_section_3_3_by_hand() -> None:
     assert of([0], [0], [3], [0.5]).accuracy_consistent(1.0) is None
 
 
+def test_a_softmax_rule_of_equal_coverage() -> None:
+    assert [HAND.confidence_at(c) for c in (0.0, 0.25, 0.75, 1.0)] == [math.inf, 0.9, 0.6, 0.5]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30, unique=True), st.data())
+def test_as_many_are_accepted(confidence, data) -> None:
+    count = data.draw(st.integers(0, len(confidence)))
+    none = [0] * len(confidence)
+    least = of(none, none, none, confidence).confidence_at(count / len(confidence))
+    assert sum(value >= least for value in confidence) == count
+
+
 def test_answers_are_read_off_the_two_heads() -> None:
     vectors = torch.tensor([[1, 1, 0], [0, 1, 1]], dtype=torch.bool)
     rows = torch.tensor([[2.0, 0.0, 1.0, 1.0, -1.0], [0.0, 1.0, 1.0, 1.0, 0.0]])
