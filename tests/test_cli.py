@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from deploytool.cli import cli
+from deploytool.cli.base import warnings_in_one_line
+from deploytool.runtime.session import SpecializationWarning
 
 COMMANDS = (
     "train", "evaluate", "verify", "robustness", "stability", "export", "specialize", "bench", "cost", "calibrate",
     "predict", "pipeline", "compare", "labels", "models", "schema",
 )  # fmt: skip
-RECIPE = str(Path(__file__).parents[1] / "recipes" / "digits-float.yaml")
+RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPE = str(RECIPES / "digits-float.yaml")
 
 
 def run(*arguments: object) -> Result:
@@ -227,3 +231,25 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
 def test_a_missing_extra_names_the_command(monkeypatch) -> None:
     monkeypatch.setattr("deploytool.extras.find_spec", lambda name: None)
     assert_one_line_error(run("train", RECIPE), "torch", "pip install 'deploytool[train]'")
+
+
+@pytest.mark.filterwarnings("always::deploytool.labels.label_map.EqualVectorsWarning")
+def test_classes_with_equal_reasons_are_told_in_one_line_and_once(tmp_path: Path) -> None:
+    folder, labels = tmp_path / "run", RECIPES / "labels" / "digits.yaml"
+    changes = [f"reasoning.labels={labels}", "reasoning.per_class=1", "model.arch=resnet8", "optimizer.epochs=0"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    result = run("train", RECIPES / "digits-reasoning.yaml", "-o", folder, *arguments)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "have the same labels" in line]
+    assert lines and len(lines) == len(set(lines)) and all(line.startswith(f"warning: {labels}: ") for line in lines)
+    assert "EqualVectorsWarning" not in result.stderr and "factory.py" not in result.stderr
+    again = run("export", folder)
+    assert again.exit_code == 0 and "same labels" not in again.stderr
+
+
+def test_a_warning_of_ours_is_one_line_and_others_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="of another package") as others, warnings_in_one_line():
+        for text in ("lambda 0.5\nfailed", "lambda 0.5\nfailed", "lambda 1 failed", "of another package"):
+            warnings.warn(text, UserWarning if "another" in text else SpecializationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: lambda 0.5 failed\nwarning: lambda 1 failed\n"
+    assert len(others) == 1

@@ -1,8 +1,10 @@
 """What commands share: options, lists of values, output, and how expected failures end."""
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -21,12 +23,13 @@ class OneLineError(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group whose commands end expected failures with one line and exit code 1."""
+    """A group whose commands end expected failures with one line and exit code 1, and warn in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; usage errors stay click's, with exit code 2."""
         try:
-            return super().invoke(ctx)
+            with warnings_in_one_line():
+                return super().invoke(ctx)
         except DeploytoolError as error:
             raise OneLineError(str(error)) from None
         except BrokenPipeError:
@@ -37,6 +40,32 @@ class Commands(click.Group):
             raise OneLineError("out of memory; try a smaller batch, fewer images or a smaller model") from None
         except OSError as error:  # a full disk or a read-only folder is the user's to mend, not a bug
             raise OneLineError(f"{error.filename or 'the system'}: {error.strerror or error}") from None
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Print deploytool's own warnings as `warning: ...`, each line once, without path and code; others as before."""
+    before, printed = warnings.showwarning, set[str]()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.partition(".")[0] != "deploytool":
+            before(message, category, filename, lineno, file, line)
+            return
+        text = "warning: " + printable(" ".join(str(message).split()))
+        if text not in printed:
+            printed.add(text)
+            click.echo(text, err=True)
+
+    with warnings.catch_warnings():  # gives `showwarning` back
+        warnings.showwarning = show
+        yield
 
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on alone

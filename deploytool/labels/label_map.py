@@ -1,7 +1,6 @@
 """The label map: which reasoning labels go with each class (paper 1, section 3.2)."""
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -112,13 +111,9 @@ class LabelMap(Mapping[str, tuple[Label, ...]]):
     def vectors(self) -> npt.NDArray[np.uint8]:
         """Return the classes' vectors (K, R) uint8: 1 where the class of the row has the label of the column.
 
-        Rows are in the order of the classes, columns in the order of `labels`. This is r of paper 1, section 3.2.
-
-        Warns:
-            EqualVectorsWarning: classes have the same vector; names them.
+        Rows are in the order of the classes, columns in the order of `labels`. This is r of paper 1, section 3.2. Equal
+        rows are told where a map is read, by `equal_lines`, not here.
         """
-        for line in self.equal_lines():
-            warnings.warn(line, EqualVectorsWarning, stacklevel=2)
         column = {label: index for index, label in enumerate(self.labels)}
         matrix = np.zeros((len(self), len(column)), np.uint8)
         for row, labels in enumerate(self._classes.values()):

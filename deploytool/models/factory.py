@@ -1,5 +1,6 @@
 """From a recipe to a model."""
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.errors import RecipeError
 from deploytool.labels.files import read_labels
-from deploytool.labels.label_map import LabelMap
+from deploytool.labels.label_map import EqualVectorsWarning, LabelMap
 from deploytool.models.conditional import ConditionalModel, FloatModel, weight_names
 from deploytool.models.masks import initial_masks
 from deploytool.models.oat import OatModel, filmed_norms
@@ -36,7 +37,7 @@ def build_model(recipe: Recipe, data: DatasetInfo, labels: LabelMap | None = Non
         LabelError: as `recipe_labels`.
 
     Warns:
-        EqualVectorsWarning: classes have the same labels; names them.
+        EqualVectorsWarning: as `recipe_labels`, where it is asked.
     """
     data = _normalized(recipe, data)
     labels = None if recipe.reasoning is None else labels or recipe_labels(recipe, data)
@@ -59,12 +60,17 @@ def recipe_labels(recipe: Recipe, data: DatasetInfo) -> LabelMap | None:
 
     Raises:
         LabelError: the file cannot be read, is no label map, or is for other classes.
+
+    Warns:
+        EqualVectorsWarning: classes have the same labels, of those that the recipe takes; names them.
     """
     if recipe.reasoning is None:
         return None
     labels = read_labels(recipe.reasoning.labels).for_classes(data.classes)
     if recipe.reasoning.per_class is not None:
         labels = labels.top(recipe.reasoning.per_class)
+    for line in labels.equal_lines():
+        warnings.warn(line, EqualVectorsWarning, stacklevel=2)
     return labels
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from deploytool.data.catalogue import CATALOGUE
 from deploytool.errors import LabelError, RecipeError
 from deploytool.labels.label_map import EqualVectorsWarning
-from deploytool.models.factory import build_model
+from deploytool.models.factory import build_model, recipe_labels
 from deploytool.models.reasoning import with_reasoning
 from deploytool.models.registry import BACKBONES, build_backbone
 from deploytool.models.setting import Setting
@@ -122,7 +123,11 @@ def test_every_method_and_width_answers_classes_and_asked_reasons(method: str, w
                 torch.testing.assert_close(network(image), whole, rtol=1e-4, atol=1e-4)
             with model.network(setting) as network:
                 torch.testing.assert_close(network(image), whole[:, :10], rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(model.plain_network(setting)(image), whole, rtol=1e-4, atol=1e-4)
+            plain = model.plain_network(setting, reasoning=True)
+            torch.testing.assert_close(plain(image), whole, rtol=1e-4, atol=1e-4)
+            classes = model.plain_network(setting)
+            torch.testing.assert_close(classes(image), whole[:, :10], rtol=1e-4, atol=1e-4)
+            assert not any(name.startswith("reasoning") for name, _ in classes.named_parameters())
 
 
 def test_the_backbone_starts_as_without_labels(labels) -> None:
@@ -143,7 +148,10 @@ def test_masks_and_noise_reach_the_head(labels) -> None:
 
 def test_per_class_cuts_the_map_and_says_which_classes_become_equal(labels) -> None:
     with pytest.warns(EqualVectorsWarning, match="have the same labels"):
-        model = build_model(recipe(labels, per_class=2), CATALOGUE["digits"])
+        read = recipe_labels(recipe(labels, per_class=2), CATALOGUE["digits"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        model = build_model(recipe(labels, per_class=2), CATALOGUE["digits"], read)
     assert model.reasons == 3
 
 
