@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -163,6 +164,11 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
     pairs = [(p.key, p.value) for p in model.metadata_props]
     if not all(isinstance(text, str) for pair in pairs for text in pair):  # protobuf gives bytes for broken UTF-8
         raise ArtefactError(f"{path}: damaged metadata (not UTF-8); export it again")
+    own = [key for key, _ in pairs if key.startswith("deploytool.")]
+    doubled = [key for key, count in Counter(own).items() if count > 1]
+    if doubled:
+        name = " ".join(doubled[0].split())[:80]
+        raise ArtefactError(f"{path}: damaged metadata ({name} stands there twice); export it again")
     properties = {key.removeprefix("deploytool."): value for key, value in pairs if key.startswith("deploytool.")}
     if "version" not in properties or "classes" not in properties:
         raise ArtefactError(f"{path} was not exported by deploytool (no deploytool.* metadata); use deploytool export")

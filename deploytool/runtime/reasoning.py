@@ -6,6 +6,8 @@ With K classes, R reasoning labels and r^y in {0, 1}^R the labels of class y, a 
 
 and rejected otherwise. Both sides of the share are whole numbers, so what is compared is their number:
 `agreements` with `required_agreements`, the smallest number whose share is t_rsn at least. A share is never rounded.
+In training r_hat_i = 1 where the logit is above 0; in a file, where the float32 sigmoid of a logit in (0, 1.19e-7] is
+0.5 exactly, such a reason is not given.
 
 Reference: V. Nanda, J. Ali, K. P. Gummadi, M. B. Zafar, Unifying model explainability and robustness via reasoning
 labels ("paper 1"), sections 3.2 and 3.3, table 1. t_rsn is its user-specified threshold; here `threshold`, in [0, 1]:
@@ -36,6 +38,7 @@ LABELS, VECTORS, THRESHOLD = (f"deploytool.reasoning_{name}" for name in ("label
 MAX_LABELS = 100_000
 MAX_VECTOR_VALUES = 1 << 26  # K * R
 MAX_LABEL_CHARACTERS = 1 << 24  # of the property, before it is read
+MAX_THRESHOLD_CHARACTERS = 40  # a float64 takes 24 at most
 NAMED = 10  # labels that words name; then how many more there are
 
 
@@ -234,10 +237,7 @@ def read_reasoning(properties: Mapping[str, str], classes: Sequence[str]) -> Rea
         raise ValueError(f"class names must be 1 to {MAX_TEXT} printable characters each")
     labels = _read_labels(properties[LABELS])
     vectors = _read_vectors(properties[VECTORS], len(classes), len(labels))
-    threshold = json.loads(properties[THRESHOLD])
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise ValueError(f"reasoning threshold {properties[THRESHOLD][:40]} is outside [0, 1]")
-    return Reasoning(tuple(classes), labels, vectors, float(threshold))
+    return Reasoning(tuple(classes), labels, vectors, _read_threshold(properties[THRESHOLD]))
 
 
 def _read_labels(text: str) -> tuple[str, ...]:
@@ -251,6 +251,15 @@ def _read_labels(text: str) -> tuple[str, ...]:
     if len(set(labels)) < len(labels):
         raise ValueError("a reasoning label stands there twice")
     return tuple(labels)
+
+
+def _read_threshold(text: str) -> float:
+    if len(text) > MAX_THRESHOLD_CHARACTERS:
+        raise ValueError(f"reasoning threshold has {len(text)} characters; at most {MAX_THRESHOLD_CHARACTERS}")
+    threshold = json.loads(text)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise ValueError(f"reasoning threshold {text} is outside [0, 1]")
+    return float(threshold)
 
 
 def _read_vectors(text: str, classes: int, labels: int) -> Array:

@@ -260,6 +260,25 @@ def test_metadata_that_does_not_fit_the_graph_is_refused(
         read_artefact(with_property(trained_file, tmp_path / "x.onnx", key, value))
 
 
+@pytest.mark.parametrize("key", ["deploytool.classes", "deploytool.reasoning_threshold", "deploytool.two lines"])
+def test_a_property_that_stands_there_twice_is_refused(key: str, trained_file: Path, tmp_path: Path) -> None:
+    def double(model: onnx.ModelProto) -> None:
+        for value in ("1.0", "0.0"):
+            model.metadata_props.add(key=key.replace(" ", "\n"), value=value)
+
+    with pytest.raises(ArtefactError, match=rf"x\.onnx: damaged metadata \({key} stands there twice\)") as caught:
+        read_artefact(edited(trained_file, tmp_path / "x.onnx", double))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_tools_may_write_their_properties_twice(trained_file: Path, tmp_path: Path) -> None:
+    def double(model: onnx.ModelProto) -> None:
+        for value in "ab":
+            model.metadata_props.add(key="author", value=value)
+
+    assert read_artefact(edited(trained_file, tmp_path / "x.onnx", double)).metadata.classes == DIGITS
+
+
 @pytest.mark.parametrize("key", ["version", "classes"])
 def test_metadata_without_its_main_keys_is_none(key: str, trained_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="not exported by deploytool"):

@@ -1,13 +1,16 @@
 """Verdicts from reasoning labels: the paper's table 1 by hand, exact thresholds, hostile metadata."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from deploytool.errors import InputError
 from deploytool.runtime.reasoning import (
@@ -17,6 +20,7 @@ from deploytool.runtime.reasoning import (
     VECTORS,
     Reasoning,
     agreements,
+    given_reasons,
     read_reasoning,
     required_agreements,
 )
@@ -232,6 +236,7 @@ HOSTILE = [
     (THRESHOLD, "null"),
     (THRESHOLD, ""),
     (THRESHOLD, "9" * 10_000),
+    (THRESHOLD, "1" + " " * 40),
 ]
 
 
@@ -239,6 +244,31 @@ HOSTILE = [
 def test_hostile_properties_are_refused(key: str, text: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         read_reasoning({**TABLE.to_properties(), key: text}, CLASSES)
+
+
+@pytest.mark.parametrize("text", ["0.5" + " " * 10_000_000, "9" * 10_000])
+def test_a_threshold_that_is_too_long_is_refused_unread(text: str) -> None:
+    with pytest.raises(ValueError, match="^reasoning threshold has [0-9]+ characters; at most 40$"):
+        read_reasoning({**TABLE.to_properties(), THRESHOLD: text}, CLASSES)
+
+
+@given(st.floats(0, 1))
+def test_every_threshold_that_is_written_can_be_read(threshold: float) -> None:
+    read = read_reasoning(replace(TABLE, threshold=threshold).to_properties(), CLASSES)
+    assert read is not None and read.threshold == threshold
+
+
+def test_a_reason_whose_sigmoid_is_rounded_to_a_half_is_not_given() -> None:
+    """In float32, 1 / (1 + exp(-1.19e-7)) is 0.5; torch, which takes the logit itself, would give the reason."""
+    graph = helper.make_graph(
+        [helper.make_node("Sigmoid", ["x"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run(None, {"x": np.array([[-1e-3, 1.19e-7, 1e-3]], np.float32)})
+    assert given_reasons(probabilities).tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize("key", [LABELS, VECTORS, THRESHOLD])
