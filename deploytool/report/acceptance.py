@@ -7,6 +7,13 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 
+SETTINGS = {
+    "conditioning": "conditioning",
+    "lambda_threshold": "threshold",
+    "noise": "noise",
+    "lambda": "lambda",
+    "width": "width",
+}
 RATES = {
     "accuracy_accepted": "acc. accepted",
     "coverage": "coverage",
@@ -26,15 +33,22 @@ before the attack, and not wrong and accepted after."""
 def acceptance_table(rows: Sequence[Row], tablefmt: str = "simple") -> str:
     """Render evaluation rows that say what was accepted, one line each, and what the columns mean.
 
+    What differs between rows of their settings stands beside the attack; a dash where a row has none.
+
     Args:
         rows: of `evaluate_model` with a rule of acceptance.
         tablefmt: of tabulate.
     """
-    settings = ["lambda", "width"]
-    shown = [key for key in settings if len({row[key] for row in rows}) > 1]
-    table = [[row["attack"], *(f"{row[key]:g}" for key in shown), *(_cell(row[key]) for key in RATES)] for row in rows]
-    text = tabulate(table, ["attack", *shown, *RATES.values()], tablefmt=tablefmt, disable_numparse=True)
+    shown = {key: head for key, head in SETTINGS.items() if len({row[key] for row in rows}) > 1}
+    table = [[row["attack"], *(_knob(row[key]) for key in shown), *(_cell(row[key]) for key in RATES)] for row in rows]
+    text = tabulate(table, ["attack", *shown.values(), *RATES.values()], tablefmt=tablefmt, disable_numparse=True)
     return f"{text}\n\n{MEANING.format(threshold=rows[0]['reasoning_threshold'])}"
+
+
+def _knob(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _cell(value: float | None) -> str:

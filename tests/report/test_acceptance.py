@@ -3,7 +3,8 @@
 from deploytool.report.acceptance import RATES, acceptance_table
 
 ROW = {
-    "attack": "pgd-20", "lambda": None, "width": 1.0, "reasoning_threshold": 0.9, "coverage": 0.5,
+    "attack": "pgd-20", "lambda": None, "lambda_threshold": None, "conditioning": None, "noise": None, "width": 1.0,
+    "reasoning_threshold": 0.9, "coverage": 0.5,
     "accuracy_accepted": 0.25, "robust_accuracy": 0.125, "undetected_rate": 0.0, "detection_rate": 1.0,
     "detection_rate_changed": None, "robust_accuracy_accepted": 0.75, "rejected_rate": 0.3,
 }  # fmt: skip
@@ -21,3 +22,19 @@ def test_settings_are_named_where_they_differ() -> None:
     heads, _, *lines = acceptance_table(rows).split("\n\n")[0].splitlines()
     assert heads.split()[:3] == ["attack", "lambda", "width"]
     assert [line.split()[1:3] for line in lines] == [["0", "0.5"], ["0", "1"], ["0.2", "0.5"], ["0.2", "1"]]
+
+
+def test_rows_of_one_attack_can_be_told_apart() -> None:
+    """As `evaluate --adaptive` gives them for FLOAT at one lambda."""
+    knobs = ("conditioning", "lambda_threshold", "noise", "lambda")
+    settings = [
+        ("switch", 0.0, "frozen", 0.2), ("switch", 0.5, "frozen", 0.2), ("interpolate", None, "frozen", 0.2),
+        ("interpolate", None, "redrawn", None),
+    ]  # fmt: skip
+    rows = [{**ROW, **dict(zip(knobs, setting, strict=True))} for setting in settings]
+    heads, _, *lines = acceptance_table(rows).split("\n\n")[0].splitlines()
+    assert heads.split()[:5] == ["attack", "conditioning", "threshold", "noise", "lambda"]
+    assert [line.split()[1:5] for line in lines] == [
+        ["switch", "0", "frozen", "0.2"], ["switch", "0.5", "frozen", "0.2"], ["interpolate", "-", "frozen", "0.2"],
+        ["interpolate", "-", "redrawn", "-"],
+    ]  # fmt: skip
