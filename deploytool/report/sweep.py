@@ -54,8 +54,9 @@ def render(result: Row, tablefmt: str = "simple") -> str:
 
 
 def conditions(result: Row) -> str:
-    """What was measured where, in one line."""
+    """What was measured where, in one line; with the outputs, where there are more than logits."""
+    more = f", {' and '.join(result['outputs'])}" if len(result["outputs"]) > 1 else ""
     return (
-        f"{Path(result['file']).name}, batch {result['batch']}; onnxruntime {result['onnxruntime']}, "
+        f"{Path(result['file']).name}, batch {result['batch']}{more}; onnxruntime {result['onnxruntime']}, "
         f"{result['processor']}, {result['cpus']} CPUs"
     )

@@ -122,5 +122,11 @@ def _flat(document: Row, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             lines += _flat(value, f"{prefix}{key}.")
         else:
-            lines.append((prefix + key, f"{value:.6g}" if isinstance(value, float) else str(value)))
+            lines.append((prefix + key, _text(value)))
     return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

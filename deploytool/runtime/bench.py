@@ -15,7 +15,7 @@ import onnx
 from deploytool.errors import ArtefactError, InputError
 from deploytool.runtime.artefact import MAX_IMAGE_VALUES, artefact_of, read_onnx
 from deploytool.runtime.network import open_session, run_session
-from deploytool.runtime.partial import check_precision, file_precisions
+from deploytool.runtime.partial import check_outputs, check_precision, file_precisions
 from deploytool.runtime.session import Session
 from deploytool.runtime.threads import check_threads
 from deploytool.timing import interleaved
@@ -42,7 +42,8 @@ def bench(
     """Measure an ONNX file, alone or interleaved with another one.
 
     Conditional files of deploytool run specialised, as `Session` runs them, or (with `generic`) as stored. Any other
-    ONNX file with one float32 image input of fixed C, H and W runs as it is.
+    ONNX file with one float32 image input of fixed C, H and W runs as it is. All outputs of a file are computed, as
+    `predict` does: reasoning labels are part of the time.
 
     Args:
         file: the file to measure.
@@ -59,8 +60,8 @@ def bench(
     Returns:
         `p50_ms`, `p90_ms`, `p99_ms` per inference, `throughput_ips` (images per second), `peak_rss_mb` (10^6 bytes,
         of a fresh process that loads and runs the file), `size_mb`, `threads`, `batch`, `lambda`, `width`,
-        `precision`, `runs`; with `vs` also `ratio_vs`, the median over pairs of time / time of the other, and the
-        other's figures as `vs`.
+        `precision`, `outputs` (those computed), `runs`; with `vs` also `ratio_vs`, the median over pairs of time / time
+        of the other, and the other's figures as `vs`.
 
     Raises:
         ArtefactError: a file is not usable. InputError: an argument is out of range.
@@ -107,19 +108,22 @@ def prepare(
 ) -> tuple[Inference, Knobs]:
     """Open a file; return a function that runs one inference on fixed random images, and what it runs at.
 
-    The second are `lambda`, `width` and `precision`, None where the file has no such thing.
+    The function returns all outputs of the file. What it runs at are `lambda`, `width` and `precision`, None where the
+    file has no such thing, and `outputs`, their names.
     """
     model = read_onnx(path)
     if any(p.key == "deploytool.version" for p in model.metadata_props):
         artefact = artefact_of(path, model)
         can = file_precisions(artefact)[-1 if generic else 0 :]
         kind = check_precision(artefact, precision if len(can) > 1 else can[0])
-        session = Session(artefact, threads=threads, background=False, precision=kind)
+        outputs = check_outputs(artefact, None)
+        session = Session(artefact, threads=threads, background=False, precision=kind, outputs=outputs)
         used = (0.0 if lam is None else session.check_lambda(lam)) if session.metadata.conditional else None
         chosen = session.check_width(width if len(session.metadata.widths) > 1 else None)
         image = random_images((batch, *session.metadata.shape))
-        run = session.generic if generic else session
-        return lambda: run(image, used, chosen), {"lambda": used, "width": chosen, "precision": kind}
+        run = session.run_generic if generic else session.run
+        knobs = {"lambda": used, "width": chosen, "precision": kind, "outputs": list(outputs)}
+        return lambda: run(image, used, chosen), knobs
     initialized = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initialized]
     if len(inputs) != 1:
@@ -127,7 +131,11 @@ def prepare(
         raise ArtefactError(f"{path} has inputs {names or 'none'}; bench feeds files of deploytool, or one image input")
     image, name = random_images(_image_shape(path, inputs[0], batch)), inputs[0].name
     plain = open_session(model.SerializeToString(), threads, str(path))
-    return lambda: run_session(plain, None, {name: image}, str(path)), dict.fromkeys(("lambda", "width", "precision"))
+    knobs = {
+        **dict.fromkeys(("lambda", "width", "precision")),
+        "outputs": [value.name for value in plain.get_outputs()],
+    }
+    return lambda: run_session(plain, None, {name: image}, str(path)), knobs
 
 
 def _image_shape(path: Path, value: onnx.ValueInfoProto, batch: int) -> tuple[int, ...]:

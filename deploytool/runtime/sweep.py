@@ -12,7 +12,13 @@ from deploytool.errors import InputError
 from deploytool.progress import progress_bar
 from deploytool.runtime.artefact import Artefact, read_artefact
 from deploytool.runtime.bench import Inference, latency_figures, random_images
-from deploytool.runtime.partial import check_file_lambda, check_file_width, check_precision, file_precisions
+from deploytool.runtime.partial import (
+    check_file_lambda,
+    check_file_width,
+    check_outputs,
+    check_precision,
+    file_precisions,
+)
 from deploytool.runtime.ranges import Precision
 from deploytool.runtime.session import Session
 from deploytool.runtime.threads import available_threads, check_threads
@@ -45,8 +51,8 @@ def sweep(
 ) -> dict[str, Any]:
     """Measure every combination of a file's settings against the first one.
 
-    All of them take turns in one process, specialised as `Session` runs them; where they do not fit into memory at
-    once, some after others, the first one being among each group.
+    All of them take turns in one process, specialised as `Session` runs them, all outputs computed; where they do
+    not fit into memory at once, some after others, the first one being among each group.
 
     Args:
         file: a model that `deploytool export` or `specialize` wrote.
@@ -58,10 +64,10 @@ def sweep(
         seconds: time to spend on each combination; at least 30 runs are made.
 
     Returns:
-        `file`, `batch`, `onnxruntime` (its version), `processor`, `cpus` (that this process may use), `rows`: from the
-        widest on, float32 before int8, with `lambda`, `width`, `precision`, `threads`, `p50_ms`, `p90_ms`, `p99_ms`,
-        `throughput_ips` (images per second), `ratio` (the median over rounds of its time / the first row's in that
-        round) and `runs`.
+        `file`, `batch`, `outputs` (those computed), `onnxruntime` (its version), `processor`, `cpus` (that this process
+        may use), `rows`: from the widest on, float32 before int8, with `lambda`, `width`, `precision`, `threads`,
+        `p50_ms`, `p90_ms`, `p99_ms`, `throughput_ips` (images per second), `ratio` (the median over rounds of its time
+        / the first row's in that round) and `runs`.
 
     Raises:
         ArtefactError: the file is no model of deploytool, or onnxruntime refuses it.
@@ -94,6 +100,7 @@ def sweep(
     return {
         "file": str(artefact.path),
         "batch": batch,
+        "outputs": list(check_outputs(artefact, None)),
         "onnxruntime": onnxruntime.__version__,
         "processor": processor(),
         "cpus": available_threads(),
@@ -138,8 +145,14 @@ def _networks(artefact: Artefact, combinations: Sequence[Combination], image: np
     with progress_bar("specialising", len(combinations)) as progress:
         for width, precision, threads, lam in combinations:
             if (precision, threads) not in sessions:
-                opened = Session(artefact, threads=threads, cache_mb=1e9, background=False, precision=precision)
-                sessions[precision, threads] = opened
+                sessions[precision, threads] = Session(
+                    artefact,
+                    threads=threads,
+                    cache_mb=1e9,
+                    background=False,
+                    precision=precision,
+                    outputs=check_outputs(artefact, None),
+                )
             sessions[precision, threads].warm([lam], [width])
             runs.append(_inference(sessions[precision, threads], image, lam, width))
             progress.advance()
@@ -147,7 +160,7 @@ def _networks(artefact: Artefact, combinations: Sequence[Combination], image: np
 
 
 def _inference(session: Session, image: np.ndarray[Any, Any], lam: float | None, width: float) -> Inference:
-    return lambda: session(image, lam, width)
+    return lambda: session.run(image, lam, width)
 
 
 def _measure(runs: list[Inference], seconds: float) -> np.ndarray[Any, Any]:

@@ -19,7 +19,8 @@ def row(lam: float | None, width: float, threads: int, p50: float, ratio: float,
 
 
 def result(*rows: dict) -> dict[str, Any]:
-    about = {"file": "folder/model.onnx", "batch": 4, "onnxruntime": "1.2.3", "processor": "Abacus 3", "cpus": 2}
+    about = {"file": "folder/model.onnx", "batch": 4, "outputs": ["logits"], "onnxruntime": "1.2.3"}
+    about |= {"processor": "Abacus 3", "cpus": 2}
     return {**about, "rows": list(rows)}
 
 

@@ -93,8 +93,10 @@ def test_numbers_that_are_names_stay_as_they_are() -> None:
 
 def test_nested_results_get_dotted_keys() -> None:
     document = {"file": "m.onnx", "parity": {"cases": 20, "deep": {"error": 0.00001234567}}, "vs": None, "empty": {}}
+    document |= {"outputs": ["logits", "reasoning"], "numbers": [1, 2]}
     assert [line.split() for line in key_values(document).splitlines()] == [
         ["file", "m.onnx"], ["parity.cases", "20"], ["parity.deep.error", "1.23457e-05"], ["vs", "None"],
+        ["outputs", "logits,", "reasoning"], ["numbers", "[1,", "2]"],
     ]  # fmt: skip
 
 

@@ -23,10 +23,19 @@ from deploytool.runtime.threads import available_threads
 RECIPES = Path(__file__).parents[2] / "recipes"
 KEYS = {
     "file", "p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_rss_mb", "size_mb", "threads", "batch", "lambda",
-    "width", "precision", "runs",
+    "width", "precision", "outputs", "runs",
 }  # fmt: skip
 QUICK = {"seconds": 0.05, "threads": 1}
-NO_KNOBS = {"lambda": None, "width": None, "precision": None}
+NO_KNOBS = {"lambda": None, "width": None, "precision": None, "outputs": ["y"]}
+
+
+@pytest.fixture(scope="module")
+def reasoned_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FLOAT network with reasoning labels, freshly initialised."""
+    file = tmp_path_factory.mktemp("reasoned-file") / "model.onnx"
+    labels = f"reasoning.labels={RECIPES / 'labels' / 'digits.yaml'}"
+    export_untrained(load_recipe(RECIPES / "digits-float.yaml", ["model.arch=resnet8", labels]), file)
+    return file
 
 
 @pytest.fixture
@@ -115,7 +124,7 @@ def test_what_is_run_is_specialised_unless_generic(
         lambda artefact, lam, *knobs: made.append(lam) or real(artefact, lam, *knobs),
     )
     run, knobs = prepare(trained_file, 1, 2, 0.3, generic)
-    logits = run()
+    (logits,) = run().values()
     assert isinstance(logits, np.ndarray) and logits.shape == (2, 10)
     assert (knobs["lambda"], made) == (0.3, [] if generic else [pytest.approx(0.3)])
 
@@ -127,7 +136,7 @@ def test_a_slimmable_file_runs_at_the_width_asked_for(generic: bool, wide_file: 
     run, _ = prepare(wide_file, 1, 2, 0.3, generic, 0.5)
     image = bench_module.random_images((2, 1, 8, 8))
     expected = Session(wide_file, threads=1).generic(image, 0.3, 0.5)
-    np.testing.assert_allclose(run(), expected, atol=1e-4)
+    np.testing.assert_allclose(run()["logits"], expected, atol=1e-4)
 
 
 def test_a_file_with_two_precisions_runs_at_the_fastest_or_the_one_asked_for(
@@ -301,3 +310,25 @@ def test_a_module_beside_the_model_is_never_run(plain_file: Path, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     assert bench(plain_file, seconds=0.05, threads=1)["peak_rss_mb"] > 0
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_reasons_are_computed_too_and_the_result_says_so(
+    generic: bool, reasoned_file: Path, trained_file: Path, no_probe: None
+) -> None:
+    """What predict computes; --vs may be a file without them."""
+    run, _ = prepare(reasoned_file, 1, 2, 0.3, generic)
+    image = bench_module.random_images((2, 1, 8, 8))
+    expected = Session(reasoned_file, outputs=("logits", "reasoning"), threads=1).run_generic(image, 0.3)
+    answers = run()
+    assert list(answers) == ["logits", "reasoning"]
+    for name, values in answers.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-4)
+    result = bench(reasoned_file, trained_file, generic=generic, **QUICK)
+    assert (result["outputs"], result["vs"]["outputs"]) == (["logits", "reasoning"], ["logits"])
+    result = bench(trained_file, reasoned_file, generic=generic, **QUICK)
+    assert (result["outputs"], result["vs"]["outputs"]) == (["logits"], ["logits", "reasoning"])
+
+
+def test_the_memory_of_all_outputs_is_measured(reasoned_file: Path) -> None:
+    assert bench(reasoned_file, lam=0.3, **QUICK)["peak_rss_mb"] > 10

@@ -11,6 +11,7 @@ import pytest
 from deploytool.errors import ArtefactError, InputError
 from deploytool.export.artefact import export_untrained
 from deploytool.recipe import load_recipe
+from deploytool.report.sweep import conditions
 from deploytool.runtime import sweep as sweep_module
 from deploytool.runtime.session import Session
 from deploytool.runtime.sweep import sweep
@@ -87,9 +88,10 @@ def test_each_row_is_the_network_of_its_setting(wide_file: Path, monkeypatch: py
     result = sweep(wide_file, [0.0, 0.8], batch=3, **QUICK)
     image = sweep_module.random_images((3, 1, 8, 8))
     stored = Session(wide_file, threads=1)
-    for (lam, width), logits in zip(settings(result, "lambda", "width"), answers, strict=True):
-        np.testing.assert_allclose(logits, stored.generic(image, lam, width), atol=1e-4)
-    assert len({logits.tobytes() for logits in answers}) == 4
+    assert result["outputs"] == ["logits"] and all(list(answer) == ["logits"] for answer in answers)
+    for (lam, width), answer in zip(settings(result, "lambda", "width"), answers, strict=True):
+        np.testing.assert_allclose(answer["logits"], stored.generic(image, lam, width), atol=1e-4)
+    assert len({answer["logits"].tobytes() for answer in answers}) == 4
 
 
 def test_each_precision_is_its_own_network(int8_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +101,24 @@ def test_each_precision_is_its_own_network(int8_file: Path, monkeypatch: pytest.
     )
     result = sweep(int8_file, [0.5], [1.0], batch=3, **QUICK)
     image = sweep_module.random_images((3, 1, 8, 8))
-    for (precision,), logits in zip(settings(result, "precision"), answers, strict=True):
+    for (precision,), answer in zip(settings(result, "precision"), answers, strict=True):
         session = Session(int8_file, threads=1, precision=precision, background=False)
-        np.testing.assert_array_equal(logits, session(image, 0.5))
-    assert not np.array_equal(*answers)
+        np.testing.assert_array_equal(answer["logits"], session(image, 0.5))
+    assert not np.array_equal(*(answer["logits"] for answer in answers))
+
+
+def test_reasons_are_computed_too_and_the_result_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = []
+    monkeypatch.setattr(
+        sweep_module, "_measure", lambda runs, seconds: answers.extend(run() for run in runs) or np.ones((1, len(runs)))
+    )
+    labels = f"reasoning.labels={RECIPES / 'labels' / 'digits.yaml'}"
+    export_untrained(
+        load_recipe(RECIPES / "digits-reasoning.yaml", ["model.arch=resnet8", labels]), tmp_path / "m.onnx"
+    )
+    result = sweep(tmp_path / "m.onnx", **QUICK)
+    assert result["outputs"] == ["logits", "reasoning"] and [list(answer) for answer in answers] == [result["outputs"]]
+    assert "m.onnx, batch 1, logits and reasoning; " in conditions(result)
 
 
 def test_ratios_are_medians_over_rounds_against_the_first(wide_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
