@@ -64,7 +64,7 @@ def export(
         raise click.UsageError("--calibration-images goes with --quantize")
     require_extra("train")
     from deploytool.export import artefact
-    from deploytool.export.quantize import lost_accuracy
+    from deploytool.export.quantize import lost_accuracy, moved_coverage
     from deploytool.recipe import load_recipe
     from deploytool.report.tables import export_table
     from deploytool.training.run import load_run
@@ -83,9 +83,10 @@ def export(
         result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
     else:
         result = artefact.export(load_run(run), output, **options)
-    warning = lost_accuracy(result.get("quantization", {}).get("rows", []))
-    if warning:
-        click.echo(f"warning: {warning}", err=True)
+    rows = result.get("quantization", {}).get("rows", [])
+    for warning in (lost_accuracy(rows), moved_coverage(rows)):
+        if warning:
+            click.echo(f"warning: {warning}", err=True)
     emit(result, as_json, lambda: export_table(result))
 
 

@@ -41,17 +41,20 @@ from deploytool.runtime.network import OwnSession, open_session
 from deploytool.runtime.partial import specialized_graph
 from deploytool.runtime.quantized import quantized_graph, with_pooled_means
 from deploytool.runtime.ranges import PRECISION, QUANTIZATION
+from deploytool.runtime.reasoning import Reasoning
 from deploytool.runtime.rounding import rounded_weight, weight_scales
 from deploytool.runtime.specialize import too_far_off
 from deploytool.training.run import Run
 
 Array = np.ndarray[Any, Any]
+Answers = dict[str, Array]
 Networks = Mapping[Setting, tuple[OwnSession, OwnSession]]
 
 CALIBRATION_IMAGES, RANDOM_IMAGES = 256, 32
 TEST_IMAGES, CHECKED_IMAGES = 500, 32
 ATTACK = "pgd-7"
 ALLOWED_LOSS = 0.005
+ALLOWED_MOVE = 0.01  # of coverage
 LAMBDAS = (0.0, 1.0)
 
 
@@ -101,10 +104,10 @@ class Quantizer:
             "precision": "int8",
             "size_ratio": round(file.ByteSize() / before, 6),
             "calibration_images": len(self.images),
-            "rows": [] if self.test is None else self.accuracy_rows(networks, self.test),
+            "rows": [] if self.test is None else self.accuracy_rows(networks, self.test, plain.metadata.reasoning),
         }
 
-    def accuracy_rows(self, networks: Networks, test: Images) -> list[dict[str, Any]]:
+    def accuracy_rows(self, networks: Networks, test: Images, reasoning: Reasoning | None) -> list[dict[str, Any]]:
         """Accuracies of the float32 and INT8 network of each setting, both run by onnxruntime.
 
         The attack is PGD-7 with the recipe's radius and step on the float32 network, and both networks see the same
@@ -112,7 +115,8 @@ class Quantizer:
 
         Returns:
             Rows `{lambda, width, clean_accuracy, clean_accuracy_int8, robust_accuracy, robust_accuracy_int8, n}`;
-            `lambda` is None where the model takes none.
+            `lambda` is None where the model takes none. Of a file with reasoning labels also what `verdict_columns`
+            finds on the images as they are.
         """
         attack = make_attack(ATTACK, recipe_base(self.recipe))
         rows = []
@@ -127,9 +131,11 @@ class Quantizer:
                     parts = ((image, label, None) for image, label in image_batches(test))
                     attacked = [result.image for result in attack_batches(network, parts, attack, self.recipe.seed)]
                 for kind, images in (("clean", clean), ("robust", attacked)):
-                    for name, session in zip((f"{kind}_accuracy", f"{kind}_accuracy_int8"), pair, strict=True):
-                        logits = np.concatenate([_answers(session, image.numpy())["logits"] for image in images])
-                        row[name] = float((logits.argmax(1) == test.labels.numpy()).mean())
+                    answers = [_joined([_answers(session, image.numpy()) for image in images]) for session in pair]
+                    for name, found in zip((f"{kind}_accuracy", f"{kind}_accuracy_int8"), answers, strict=True):
+                        row[name] = float((found["logits"].argmax(1) == test.labels.numpy()).mean())
+                    if reasoning is not None and kind == "clean":
+                        row |= verdict_columns(reasoning, *answers)
                     bar.advance(f"lambda {setting.lam:g} width {setting.width:g}")
                 rows.append({**row, "n": len(test)})
         return rows
@@ -225,6 +231,28 @@ def store_int8(file: onnx.ModelProto, weights: Sequence[str], masked: set[str]) 
     graph.node.extend([*nodes, *rest])
 
 
+def verdict_columns(reasoning: Reasoning, float32: Answers, int8: Answers) -> dict[str, float]:
+    """What INT8 does to verdicts at the file's t_rsn.
+
+    At t_rsn 1 one reason that rounding flips is a rejection, of an image whose class may well stay.
+
+    Args:
+        reasoning: what the file's reasons mean.
+        float32, int8: `logits` (N, K) and `reasoning` (N, R) of the two networks on the same images.
+
+    Returns:
+        `coverage` and `coverage_int8`, the shares of images that are accepted, and `same_verdict`, the share for which
+        both networks name the same class and accept it, or both reject it.
+    """
+    accepted, accepted_int8 = (reasoning.accepts(each["logits"], each["reasoning"]) for each in (float32, int8))
+    named, named_int8 = (each["logits"].argmax(1) for each in (float32, int8))
+    return {
+        "coverage": float(accepted.mean()),
+        "coverage_int8": float(accepted_int8.mean()),
+        "same_verdict": float(((named == named_int8) & (accepted == accepted_int8)).mean()),
+    }
+
+
 def lost_accuracy(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """One line on the greatest loss of accuracy that INT8 brings, None where none is above 0.005."""
     losses = [
@@ -236,15 +264,37 @@ def lost_accuracy(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not above:
         return None
     loss, kind, row = max(above, key=lambda each: each[0])
-    at = f"width {row['width']:g}" if row["lambda"] is None else f"lambda {row['lambda']:g}, width {row['width']:g}"
     return (
-        f"int8 loses {loss:.3f} of {kind} accuracy at {at} on {row['n']} images, more than {ALLOWED_LOSS:g}; "
+        f"int8 loses {loss:.3f} of {kind} accuracy at {_at(row)} on {row['n']} images, more than {ALLOWED_LOSS:g}; "
         f"{len(above)} of {len(losses)} accuracies lose that much"
     )
 
 
-def _answers(session: OwnSession, image: Array) -> dict[str, Array]:
+def moved_coverage(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """One line on the greatest change of coverage that INT8 brings, None where none is above 0.01."""
+    moves = [(row["coverage_int8"] - row["coverage"], row) for row in rows if "coverage" in row]
+    above = [move for move in moves if abs(move[0]) > ALLOWED_MOVE + 1e-9]
+    if not above:
+        return None
+    move, row = max(above, key=lambda each: abs(each[0]))
+    return (
+        f"int8 moves coverage by {move:+.3f} at {_at(row)} on {row['n']} images, more than {ALLOWED_MOVE:g}, and "
+        f"leaves {row['same_verdict']:.3f} of the verdicts as they are; {len(above)} of {len(moves)} coverages move "
+        "that much"
+    )
+
+
+def _at(row: Mapping[str, Any]) -> str:
+    return f"width {row['width']:g}" if row["lambda"] is None else f"lambda {row['lambda']:g}, width {row['width']:g}"
+
+
+def _answers(session: OwnSession, image: Array) -> Answers:
     return dict(zip(session.outputs, session.run({"image": image}), strict=True))
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    """The answers to batches as those to all their images."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _make_static(file: onnx.ModelProto, plain: Artefact, images: Array) -> None:

@@ -14,15 +14,21 @@ def key_values(document: Row) -> str:
 
 
 def export_table(document: Row) -> str:
-    """Render the result of an export; INT8's accuracies beside those of float32 as a table of their own."""
+    """Render the result of an export; accuracies and verdicts of INT8 beside float32's as a table of their own."""
     rows = document.get("quantization", {}).get("rows", [])
-    kinds = ("clean_accuracy", "clean_accuracy_int8", "robust_accuracy", "robust_accuracy_int8")
+    kinds = {
+        "clean_accuracy": "clean",
+        "clean_accuracy_int8": "clean, int8",
+        "robust_accuracy": "robust",
+        "robust_accuracy_int8": "robust, int8",
+    }
+    if any("coverage" in row for row in rows):
+        kinds |= {"coverage": "coverage", "coverage_int8": "coverage, int8", "same_verdict": "same verdict"}
     table = [
         ["-" if row["lambda"] is None else f"{row['lambda']:g}", f"{row['width']:g}", *(f"{row[k]:.3f}" for k in kinds)]
         for row in rows
     ]
-    heads = ["lambda", "width", "clean", "clean, int8", "robust", "robust, int8"]
-    text = tabulate(table, heads, tablefmt="simple", disable_numparse=True)
+    text = tabulate(table, ["lambda", "width", *kinds.values()], tablefmt="simple", disable_numparse=True)
     if "quantization" in document:
         document = {**document, "quantization": {k: v for k, v in document["quantization"].items() if k != "rows"}}
     return key_values(document) + (f"\n\n{text}" if rows else "")

@@ -157,6 +157,11 @@ class Reasoning:
             )
         return verdicts
 
+    def accepts(self, logits: Array, reasoning: Array) -> npt.NDArray[np.bool_]:
+        """Which answers are accepted at the file's own threshold, (N,) bool; arguments as in `judge`."""
+        found = agreements(logits.argmax(1), given_reasons(reasoning), self.vectors)
+        return found >= required_agreements(len(self.labels), self.threshold)
+
     def to_properties(self) -> dict[str, str]:
         """The metadata properties."""
         rows = [(row + np.uint8(ord("0"))).tobytes().decode() for row in self.vectors.astype(np.uint8)]

@@ -32,7 +32,13 @@ from deploytool.export.artefact import (
     random_images,
     write_artefact,
 )
-from deploytool.export.quantize import lost_accuracy, quantizer_of_untrained, store_int8
+from deploytool.export.quantize import (
+    lost_accuracy,
+    moved_coverage,
+    quantizer_of_untrained,
+    store_int8,
+    verdict_columns,
+)
 from deploytool.models.conditional import ConditionalModel, FloatModel
 from deploytool.models.factory import build_model
 from deploytool.models.layers import Normalize
@@ -44,6 +50,7 @@ from deploytool.report.tables import export_table
 from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.graph import assemble
 from deploytool.runtime.partial import evaluate, specialized_graph, specialized_model
+from deploytool.runtime.reasoning import Reasoning
 from deploytool.runtime.session import Session
 from deploytool.runtime.specialize import specialize
 from deploytool.training.run import Run
@@ -157,6 +164,7 @@ def test_the_result_says_what_it_costs(switched: tuple[Path, dict[str, Any]], tr
     assert numbers["size_ratio"] == pytest.approx(file.stat().st_size / trained_file.stat().st_size, abs=1e-4)
     assert [(row["lambda"], row["width"], row["n"]) for row in numbers["rows"]] == [(0, 1, 500), (1, 1, 500)]
     for row in numbers["rows"]:
+        assert not {"coverage", "coverage_int8", "same_verdict"} & set(row)  # of files with reasoning labels
         for kind in ("clean", "robust"):
             # 1 of 50 answers may differ between the two; the difference of their accuracies then has a standard
             # deviation of sqrt(0.02 / 500) = 0.0063 or less. Two of them beside the half point that is allowed.
@@ -456,6 +464,58 @@ def test_a_loss_above_half_a_point_is_told() -> None:
     assert "2 of 4" in told
     told = lost_accuracy([row(None, clean_accuracy_int8=0.8)])
     assert told is not None and "at width 1 on" in told
+
+
+def test_verdicts_are_counted_by_class_and_acceptance() -> None:
+    """Four images by hand: the same, another class, one reason flipped, rejected by both."""
+    vectors = np.array([[1, 1, 0], [0, 1, 1]], bool)
+    reasoning = Reasoning(("a", "b"), ("x", "y", "z"), vectors, 1.0)
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    own, other = [0.9, 0.8, 0.1], [0.1, 0.8, 0.9]
+    float32 = {"logits": np.array([a, a, a, b]), "reasoning": np.array([own, own, own, own])}
+    int8 = {"logits": np.array([a, b, a, b]), "reasoning": np.array([own, other, [0.9, 0.4, 0.1], [0.4, 0.4, 0.4]])}
+    found = verdict_columns(reasoning, float32, int8)
+    assert found == {"coverage": 0.75, "coverage_int8": 0.5, "same_verdict": 0.5}
+    assert verdict_columns(replace(reasoning, threshold=0.5), float32, int8)["coverage_int8"] == 0.75
+
+
+def test_a_coverage_that_moves_by_more_than_a_point_is_told() -> None:
+    def verdicts(coverage: float, int8: float, **more: Any) -> dict[str, Any]:
+        return row(coverage=coverage, coverage_int8=int8, same_verdict=0.97, **more)
+
+    assert moved_coverage([]) is None and moved_coverage([row(), verdicts(0.5, 0.51), verdicts(0.5, 0.49)]) is None
+    told = moved_coverage([verdicts(0.5, 0.52), verdicts(0.5, 0.47), verdicts(0.5, 0.5)])
+    assert told is not None and "moves coverage by -0.030 at lambda 0, width 1 on 500 images, more than 0.01" in told
+    assert "leaves 0.970 of the verdicts" in told and "2 of 3 coverages" in told and "\n" not in told
+
+
+def test_int8_keeps_most_verdicts_and_the_result_says_how_many(
+    reasoned_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows against verdicts of sessions on the same test images, float32 and INT8."""
+    monkeypatch.setattr(quantize, "ALLOWED_MOVE", -1.0)  # whatever is measured is a move
+    export(reasoned_run, tmp_path / "float32.onnx")
+    arguments = ["export", str(reasoned_run.path), "-o", str(tmp_path / "int8.onnx"), "--quantize", "int8"]
+    made = CliRunner().invoke(cli, [*arguments, "--json"])
+    assert made.exit_code == 0 and "warning: int8 moves coverage by" in made.stderr
+    document = json.loads(made.stdout)
+    (found,) = document["quantization"]["rows"]
+    image, _ = load_dataset(reasoned_run.recipe.data).test.batch(slice(0, 500))
+    verdicts = [
+        Session(tmp_path / f"{name}.onnx", threads=1, outputs=("logits", "reasoning")).judge(image.numpy())
+        for name in ("float32", "int8")
+    ]
+    for name, own in zip(("coverage", "coverage_int8"), verdicts, strict=True):
+        assert found[name] == pytest.approx(np.mean([verdict.accepted for verdict in own]), abs=0.0041)
+    same = np.mean([(a.predicted, a.accepted) == (b.predicted, b.accepted) for a, b in zip(*verdicts, strict=True)])
+    assert found["same_verdict"] == pytest.approx(same, abs=0.0041) and same > 0.9
+    assert 0.1 < found["coverage"] < 1
+    table = export_table(document).splitlines()
+    assert [cell.strip() for cell in re.split("  +", table[-3].strip())][-3:] == [
+        "coverage", "coverage, int8", "same verdict",
+    ]  # fmt: skip
+    kinds = ("coverage", "coverage_int8", "same_verdict")
+    assert table[-1].split()[-3:] == [f"{found[kind]:.3f}" for kind in kinds]
 
 
 def test_the_command_line(trained_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
