@@ -16,13 +16,17 @@ from PIL import Image
 from deploytool.atomic import atomic_path, write_json
 from deploytool.costing import cost_of, workload_of
 from deploytool.data.datasets import Images, dataset_info, load_dataset
+from deploytool.errors import CheckpointError
 from deploytool.evaluation import evaluate
 from deploytool.export.artefact import export
+from deploytool.labels.label_map import LabelMap
 from deploytool.models.factory import build_model
 from deploytool.recipe import FloatMethod, OatMethod, Recipe, make_recipe
+from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.bench import bench
+from deploytool.runtime.predict import predict
 from deploytool.training.loop import train
-from deploytool.training.run import checkpoint_path, create_run, load_run
+from deploytool.training.run import checkpoint_path, create_run, load_checkpoint, load_run
 
 Result = dict[str, Any]
 Announce = Callable[[str], None]
@@ -43,8 +47,9 @@ def run_pipeline(recipe: Recipe, run: Path, device: str = "cpu", announce: Annou
     Raises:
         RunError: the folder holds a run of another recipe; and whatever a stage raises.
     """
-    for each in [recipe, *_variants(recipe).values()]:
-        build_model(each, dataset_info(each.data))  # a mistake shows before hours of training, not after
+    for each, folder in [(recipe, run), *_variants(recipe, run).values()]:
+        labels = _trained_labels(each, folder)
+        build_model(each, dataset_info(each.data), labels)  # a mistake shows before hours of training, not after
     create_run(run, recipe, resume=True)
     earlier: dict[str, Any] = {}
     stages = []
@@ -71,7 +76,9 @@ def _train(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
 
 
 def _evaluate(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
-    return {**evaluate(load_run(run), device=device).to_dict(), "alphas": learned_alphas(run)}
+    """Evaluate the run; one with reasoning labels also by attacks that know its rule of acceptance."""
+    evaluation = evaluate(load_run(run), device=device, adaptive=recipe.reasoning is not None)
+    return {**evaluation.to_dict(), "alphas": learned_alphas(run)}
 
 
 def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
@@ -81,12 +88,10 @@ def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     attack = recipe.evaluate.attacks[-1]
     rows: list[Result] = []
     alphas: dict[str, Any] = {}
-    for index, (value, variant) in enumerate(_variants(recipe).items()):
-        if variant.digest() == recipe.digest():
-            folder = run
+    for value, (variant, folder) in _variants(recipe, run).items():
+        if folder == run:
             variant_rows = [row for row in earlier["evaluate"]["rows"] if row["attack"] == attack]
         else:
-            folder = run / "compare" / f"{index}-{''.join(c if c.isalnum() else '-' for c in value)[:40]}"
             train(variant, folder, resume=folder.exists(), device=device)
             variant_rows = evaluate(load_run(folder), [attack], device=device).rows
         rows += [{"value": value, **row} for row in variant_rows]
@@ -94,16 +99,36 @@ def _compare(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     return {"key": compare.key, "attack": attack, "rows": rows, "alphas": alphas}
 
 
-def _variants(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipes that `compare` trains, by the value of its key; the recipe itself may be one of them."""
+def _variants(recipe: Recipe, run: Path) -> dict[str, tuple[Recipe, Path]]:
+    """The recipes that `compare` trains and their folders, by the value of its key; the recipe may be one of them."""
     compare = recipe.pipeline.compare
     if compare is None:
         return {}
     document = recipe.model_dump(mode="json", by_alias=True)
-    return {
+    recipes = {
         str(value): make_recipe(document, [f"{compare.key}={json.dumps(value)}"], source="pipeline.compare")
         for value in compare.values
     }
+    folders = {
+        value: run / "compare" / f"{index}-{''.join(c if c.isalnum() else '-' for c in value)[:40]}"
+        for index, value in enumerate(recipes)
+    }
+    own = recipe.digest()
+    return {value: (each, run if each.digest() == own else folders[value]) for value, each in recipes.items()}
+
+
+def _trained_labels(recipe: Recipe, folder: Path) -> LabelMap | None:
+    """The reasoning labels in the checkpoint of a recipe; None where there are none, so that its file is read.
+
+    What is trained needs no label map any more, which may have been moved, or be named from another working folder.
+    """
+    if recipe.reasoning is None or not checkpoint_path(folder).exists():
+        return None
+    try:
+        checkpoint = load_checkpoint(folder)
+    except CheckpointError:  # the stage that needs it says so
+        return None
+    return checkpoint.labels if checkpoint.recipe == recipe.digest() else None
 
 
 def _export(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
@@ -130,7 +155,8 @@ def _report(recipe: Recipe, run: Path, device: str, earlier: Result) -> Result:
     from deploytool.report.summary import write_report
 
     example = write_example(load_dataset(recipe.data).test, run / "example.png")
-    return {**write_report(recipe, run, earlier), "example": example}
+    said = {"verdicts": example_verdicts(earlier["export"]["file"], example)} if recipe.reasoning is not None else {}
+    return {**write_report(recipe, run, {**earlier, "report": said}), "example": example, **said}
 
 
 def write_example(test: Images, path: Path) -> str:
@@ -140,6 +166,13 @@ def write_example(test: Images, path: Path) -> str:
     with atomic_path(path) as aside:
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(aside, format="PNG")
     return str(path)
+
+
+def example_verdicts(file: str, example: str) -> list[Result]:
+    """What the exported file says of the example: `{lambda, verdict}`, at both ends of lambda where it takes one."""
+    lambdas = (0.0, 1.0) if read_artefact(file).metadata.conditional else (None,)
+    verdicts = [predict(file, [example], lam)[0]["verdict"] for lam in lambdas]
+    return [{"lambda": lam, "verdict": verdict} for lam, verdict in zip(lambdas, verdicts, strict=True)]
 
 
 Stage = Callable[[Recipe, Path, str, Result], Result]

@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from deploytool.atomic import write_text
 from deploytool.recipe import Recipe
+from deploytool.report.acceptance import acceptance_table
 from deploytool.report.plots import tradeoff_figure
 from deploytool.report.tables import accuracy_table, alpha_table, comparison_table
 
@@ -44,6 +45,9 @@ def sections(results: Result, tablefmt: str) -> list[tuple[str, str]]:
     evaluated = results["evaluate"]
     count = evaluated["rows"][0]["n"]
     parts = [(f"Accuracy on {count} test images", accuracy_table(evaluated["rows"], tablefmt))]
+    if "coverage" in evaluated["rows"][0]:
+        title = f"What the reasoning labels accept, and what they detect, on the same {count} images"
+        parts.append((title, acceptance_table(evaluated["rows"], tablefmt)))
     if evaluated["warnings"]:
         warnings = "\n".join(f"- {warning['message']}" for warning in evaluated["warnings"])
         parts.append(("Before you trust these figures", warnings))
@@ -56,6 +60,8 @@ def sections(results: Result, tablefmt: str) -> list[tuple[str, str]]:
             parts.append(("Learned noise scaling factors", alpha_table(alphas, compared["key"], tablefmt)))
     if "export" in results:
         parts.append(("Exported model on this machine", _measured(results, tablefmt)))
+    if results.get("report", {}).get("verdicts"):
+        parts.append(("The exported model on example.png", _verdicts(results["report"]["verdicts"])))
     if "cost" in results:
         parts.append(("Predicted delay on the 65 nm ASIC (paper 5, eqs. 7 to 9)", _cost(results["cost"], tablefmt)))
     return parts
@@ -75,6 +81,11 @@ def _measured(results: Result, tablefmt: str) -> str:
         lines.append([f"latency p50 / p99 ({label})", f"{measured['p50_ms']:.3f} / {measured['p99_ms']:.3f} ms"])
         lines.append([f"peak memory ({name})", f"{measured['peak_rss_mb']:.0f} MB"])
     return tabulate(lines, ["measure", "value"], tablefmt=tablefmt, disable_numparse=True)
+
+
+def _verdicts(verdicts: list[Result]) -> str:
+    at = ["" if each["lambda"] is None else f"lambda {each['lambda']:g}: " for each in verdicts]
+    return "\n\n".join(place + each["verdict"] for place, each in zip(at, verdicts, strict=True))
 
 
 def _cost(cost: Result, tablefmt: str) -> str:
