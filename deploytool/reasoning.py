@@ -3,8 +3,8 @@
 In RUN/reasoning/, beside the run itself:
 
     base/           the same recipe without reasoning labels: the paper's dotted line
-    alpha-0.25/     the same recipe at another alpha of eq. 3
-    alpha-*.json    what was measured on each; a finished one is not computed again
+    alpha-0.25/     the same recipe and labels at another alpha of eq. 3
+    answers/        answers to images before and after each attack, which are not computed again
 
 Reference: V. Nanda, J. Ali, K. P. Gummadi, M. B. Zafar, Unifying model explainability and robustness via reasoning
 labels, section 4.
@@ -12,13 +12,15 @@ labels, section 4.
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deploytool.atomic import write_json
+from deploytool.attacks.detection import Detection
 from deploytool.attacks.names import parse_name, split_name
 from deploytool.attacks.registry import make_attack, recipe_base
 from deploytool.data.datasets import load_dataset
@@ -26,14 +28,23 @@ from deploytool.data.images import Images
 from deploytool.digests import state_digest
 from deploytool.errors import InputError
 from deploytool.evaluation.accuracy import clean_accuracy
-from deploytool.explain.consistency import Answers, area_under, auroc, curve, read_tally, share
+from deploytool.explain.consistency import (
+    Answers,
+    area_under,
+    auroc,
+    curve,
+    load_answers,
+    read_tally,
+    save_answers,
+    share,
+)
 from deploytool.models.setting import Setting
 from deploytool.progress import progress_bar
 from deploytool.recipe import Recipe, make_recipe
 from deploytool.runtime.reasoning import check_reasoning_threshold
 from deploytool.training.consistency import answers_to, answers_under_attack, consistency_settings, of_right
-from deploytool.training.run import Run, load_run
-from deploytool.units import read_record, record_key, trained
+from deploytool.training.run import Run
+from deploytool.units import record_key, trained
 
 Row = dict[str, Any]
 Announce = Callable[[str], None]
@@ -43,12 +54,43 @@ THRESHOLDS = (0.9, 1.0)
 ATTACKS = ("fgsm", "pgd-20", "pgd-20:iterate=last", "consistent-20")
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What a study measures.
+
+    Attributes:
+        alphas: of eq. 3, in (0, 1).
+        thresholds: t_rsn, in [0, 1].
+        attacks: names; those on the class alone as the paper's, `consistent-K` on class and reasons together.
+        images: at most so many test images; where None, as many as the recipe evaluates.
+
+    Raises:
+        InputError: a number is out of range, or there is no alpha or no threshold.
+    """
+
+    alphas: Sequence[float] = ALPHAS
+    thresholds: Sequence[float] = THRESHOLDS
+    attacks: Sequence[str] = ATTACKS
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        for alpha in self.alphas:
+            if not 0 < alpha < 1:  # also true for NaN
+                raise InputError(f"alpha (={alpha:g}) must be between 0 and 1; it is the weight of the class loss")
+        if not self.alphas or not self.thresholds:
+            raise InputError("no alpha or no t_rsn was named; give at least one of each")
+        for name, values in (
+            ("alphas", self.alphas),
+            ("thresholds", map(check_reasoning_threshold, self.thresholds)),
+            ("attacks", self.attacks),
+        ):
+            object.__setattr__(self, name, tuple(dict.fromkeys(values)))
+
+
 def reasoning(
-    run: Run,
-    alphas: Sequence[float] = ALPHAS,
-    thresholds: Sequence[float] = THRESHOLDS,
-    attacks: Sequence[str] = ATTACKS,
-    images: int | None = None,
+    source: Run | Recipe,
+    grid: Grid | None = None,
+    folder: Path | None = None,
     device: str = "cpu",
     announce: Announce = lambda line: None,
 ) -> Row:
@@ -57,82 +99,74 @@ def reasoning(
     What is not trained yet is trained; an interrupted study goes on where it stopped.
 
     Args:
-        run: trained with reasoning labels.
-        alphas: of eq. 3, in (0, 1); the run's own among them is the run itself.
-        thresholds: t_rsn, in [0, 1].
-        attacks: names; those on the class alone as the paper's, `consistent-K` on class and reasons together.
-        images: at most so many test images; where None, as many as the recipe evaluates.
+        source: a run with reasoning labels, or a recipe to train first; its own alpha needs no other run.
+        grid: what to measure.
+        folder: where to train a recipe; runs/NAME where None.
         device: torch device.
         announce: told one line per network.
 
     Returns:
-        `rows`, one per alpha, lambda, t_rsn and attack (None: images as they are), with `accuracy` of all images,
-        `coverage`, `accuracy_consistent` and `accuracy_base` (of the network without reasoning labels); `auroc`, of
-        agreement, and `auroc_max_softmax`: telling right from wrong images as they are, or right images from what an
-        attack made of them. Of attacks, all of the images that were right before: `detection_rate`, the share rejected
-        (the paper's measure), `detection_rate_changed`, the same of changed classes, `class_changed`, the share whose
-        class the attack changed, and `evasion_rate`, the share wrong and accepted: what the defence lets through.
-        `accuracy_max_softmax`, `detection_rate_max_softmax` and `evasion_rate_max_softmax` are those of the softmax
-        rule that accepts as many of the images as they are.
-        `epochs`: the same over training, under FGSM; `curves`: coverage and accuracy over all thresholds, by agreement
-        and by the largest softmax probability, with the area under the risk-coverage curve. Accuracies are in [0, 1];
-        None stands for what no image says.
+        `rows`, one per alpha, width, lambda, t_rsn and attack (None: images as they are); see `_row`; lambdas are both
+        boundary conditions, None where the method has none. Accuracies are in [0, 1]; None stands for what no image
+        says. `epochs`: coverage, accuracy and detection over training, under FGSM at full width; `curves`: coverage
+        and accuracy over all thresholds, by agreement and by the largest softmax probability, with the area under the
+        risk-coverage curve; `warnings`: of attacks that are too weak to say what the rule is worth.
 
     Raises:
-        InputError: the run has no reasoning labels, or an argument is out of range. DataError: no images.
+        InputError: there are no reasoning labels, or an argument is out of range. DataError: no images.
     """
-    if run.recipe.reasoning is None:
-        raise InputError(
-            f"{run.path} was trained without reasoning labels; add a section reasoning to its recipe and train it"
-        )
-    alphas, thresholds = _checked(alphas, thresholds)
-    base = recipe_base(run.recipe)
-    for name in attacks:
-        make_attack(name, base)  # refuses before anything is trained
-    folder, data = run.path / "reasoning", load_dataset(run.recipe.data)
-    test = data.test.head(images or run.recipe.evaluate.images)
+    recipe, grid = source if isinstance(source, Recipe) else source.recipe, grid or Grid()
+    name = recipe.name if isinstance(source, Recipe) else source.path
+    if recipe.reasoning is None:
+        raise InputError(f"{name} has no reasoning labels; add a section reasoning to its recipe and train it")
+    base = recipe_base(recipe)
+    for attack in grid.attacks:
+        make_attack(attack, base)  # refuses before anything is trained
+    data = load_dataset(recipe.data)
+    test = data.test.head(grid.images or recipe.evaluate.images)
+    if isinstance(source, Recipe):
+        announce(f"alpha {recipe.reasoning.alpha:g} ...")
+        run = trained(recipe, folder or Path("runs") / recipe.name, device)
+    else:  # one that was interrupted goes on
+        run = source if source.checkpoint.epochs == recipe.optimizer.epochs else trained(recipe, source.path, device)
+    place = run.path / "reasoning"
     announce("without reasoning labels ...")
-    plain = trained(_variant(run.recipe, None), folder / "base", device)
+    plain = trained(_variant(recipe, None), place / "base", device)
     accuracy_base = {}
-    for setting in consistency_settings(run.recipe, plain.model):
+    for setting in consistency_settings(recipe, plain.model, plain.model.widths):
         with plain.model.to(device).network(setting) as network:
-            accuracy_base[_lambda(plain, setting)] = clean_accuracy(network, test, device)
-    units = []
-    for alpha in alphas:
+            accuracy_base[_knobs(plain, setting)] = clean_accuracy(network, test, device)
+    rows, epochs, curves = [], [], []
+    for alpha in grid.alphas:
         announce(f"alpha {alpha:g} ...")
-        own = alpha == run.recipe.reasoning.alpha
-        unit = run if own else trained(_variant(run.recipe, alpha), folder / f"alpha-{alpha:g}", device)
-        units.append(_measured(unit, folder / f"alpha-{alpha:g}.json", test, thresholds, attacks, device))
+        own = alpha == recipe.reasoning.alpha
+        unit = run if own else trained(_variant(recipe, alpha), place / f"alpha-{alpha!r}", device, run.labels)
+        measured, points = _measured(unit, place / "answers", test, grid, device)
+        rows += [{**row, "accuracy_base": accuracy_base[row["width"], row["lambda"]]} for row in measured]
+        curves += points
+        epochs += _epochs(unit, grid.thresholds)
     return {
         "run": str(run.path),
-        "recipe": run.recipe.name,
-        "digest": run.recipe.digest(),
-        "data": run.recipe.data.name,
+        "recipe": recipe.name,
+        "digest": recipe.digest(),
+        "data": recipe.data.name,
         "train_n": len(data.train),
         "n": len(test),
-        "arch": run.recipe.model.arch,
-        "method": run.recipe.method.name,
-        "epochs_trained": run.recipe.optimizer.epochs,
+        "arch": recipe.model.arch,
+        "method": recipe.method.name,
+        "epochs_trained": recipe.optimizer.epochs,
         "labels": run.model.reasons,
         "eps": base.eps,
-        "seed": run.recipe.seed,
+        "seed": recipe.seed,
         "device": device,
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "rows": [{**row, "accuracy_base": accuracy_base[row["lambda"]]} for unit in units for row in unit["rows"]],
-        "epochs": [row for unit in units for row in unit["epochs"]],
-        "curves": [row for unit in units for row in unit["curves"]],
+        "rows": rows,
+        "epochs": epochs,
+        "curves": curves,
+        "warnings": _warnings(rows),
     }
-
-
-def _checked(alphas: Sequence[float], thresholds: Sequence[float]) -> tuple[list[float], list[float]]:
-    for alpha in alphas:
-        if not 0 < alpha < 1:  # also true for NaN
-            raise InputError(f"alpha (={alpha:g}) must be between 0 and 1; it is the weight of the class loss")
-    if not alphas or not thresholds:
-        raise InputError("no alpha or no t_rsn was named; give at least one of each")
-    return list(dict.fromkeys(alphas)), list(dict.fromkeys(map(check_reasoning_threshold, thresholds)))
 
 
 def _variant(recipe: Recipe, alpha: float | None) -> Recipe:
@@ -148,63 +182,78 @@ def _variant(recipe: Recipe, alpha: float | None) -> Recipe:
 
 
 def _reasoned(attack: str) -> bool:
-    """Whether an attack is on class and reasons together."""
+    """Whether an attack is on class and reasons together, so that its goal depends on the threshold."""
     return parse_name(split_name(attack)[0]).reasoned
 
 
-def _lambda(run: Run, setting: Setting) -> float | None:
-    return setting.lam if run.model.is_conditional else None
+def _knobs(run: Run, setting: Setting) -> tuple[float, float | None]:
+    """Width, and lambda where the method has one."""
+    return setting.width, setting.lam if run.model.is_conditional else None
 
 
-def _measured(
-    run: Run, file: Path, test: Images, thresholds: Sequence[float], attacks: Sequence[str], device: str
-) -> Row:
-    """Rows, epochs and curves of one network, read back where they were measured before."""
+def _measured(run: Run, folder: Path, test: Images, grid: Grid, device: str) -> tuple[list[Row], list[Row]]:
+    """Rows and curves of one network; answers that were computed before are read back."""
     assert run.recipe.reasoning is not None
-    key = record_key(
-        run.recipe.digest(), state_digest(run.model.state_dict()), len(test), list(thresholds), list(attacks)
-    )
-    record = read_record(file, key)
-    if record is not None:
-        return record
     alpha, model = run.recipe.reasoning.alpha, run.model.to(device)
-    rows, curves = [], []
-    settings = consistency_settings(run.recipe, model)
-    with progress_bar("measuring", len(settings) * len(attacks)) as bar:
+    state = state_digest(model.state_dict())
+    settings = consistency_settings(run.recipe, model, model.widths)
+    rows: list[Row] = []
+    curves: list[Row] = []
+    with progress_bar("measuring", len(settings) * (1 + len(grid.attacks))) as bar:
         for setting in settings:
-            where = {"alpha": alpha, "lambda": _lambda(run, setting)}
-            before = answers_to(model, setting, test)
+            width, lam = _knobs(run, setting)
+            where: Row = {"alpha": alpha, "width": width, "lambda": lam}
+
+            def kept(ask: Callable[[], Answers], *what: Any, where: Row = where) -> Answers:
+                """What `ask` gives, or gave before."""
+                key = record_key(run.recipe.digest(), state, len(test), where, *what)
+                found = load_answers(folder / f"{key}.npz", key)
+                if found is None:
+                    found = ask()
+                    save_answers(folder / f"{key}.npz", found, key)
+                return found
+
+            before = kept(partial(answers_to, model, setting, test))
             right = of_right(test, before)
-            by_reasons, by_softmax = (curve(score, before.right) for score in (before.agreements, before.confidence))
-            curves.append({
-                **where,
-                "agreement": by_reasons,
-                "max_softmax": by_softmax,
-                "aurc": area_under(by_reasons),
-                "aurc_max_softmax": area_under(by_softmax),
-            })  # fmt: skip
-            rows += [_row(where, t, before) for t in thresholds]
-            for name in attacks:
-                after: dict[float, Answers] = {}
-                for t in thresholds:
-                    if len(right) and (_reasoned(name) or not after):  # whose goal depends on the threshold
-                        after[t] = answers_under_attack(model, setting, right, run.recipe, name, t)
-                    rows.append(_row(where, t, before, name, after.get(t) or next(iter(after.values()), None)))
+            attacked = partial(answers_under_attack, model, setting, right, run.recipe)
+            curves.append({**where, **_curves(before)})
+            rows += [_row(where, t, before) for t in grid.thresholds]
+            bar.advance(f"alpha {alpha:g}")
+            for name in grid.attacks:
+                for t in grid.thresholds:
+                    goal = t if _reasoned(name) else None
+                    after = kept(partial(attacked, name, goal), name, goal) if len(right) else None
+                    rows.append(_row(where, t, before, name, after))
                 bar.advance(f"{name} alpha {alpha:g}")
-    result = {"recipe": key, "rows": rows, "epochs": _epochs(run, thresholds), "curves": curves}
-    write_json(file, result)
-    return result
+    return rows, curves
 
 
 SCORES = {"auroc": "agreements", "auroc_max_softmax": "confidence"}
 MEASURES = (
-    "detection_rate", "detection_rate_changed", "detection_rate_max_softmax", "class_changed", "evasion_rate",
-    "evasion_rate_max_softmax", *SCORES,
+    "coverage_right", "class_changed", "detection_rate", "detection_rate_changed", "rejected_rate", "evasion_rate",
+    "detection_rate_max_softmax", "evasion_rate_max_softmax", *SCORES,
 )  # fmt: skip
 
 
 def _row(where: Row, threshold: float, before: Answers, attack: str | None = None, after: Answers | None = None) -> Row:
-    """One row; `after` are the answers to what the attack made of the right images, None where there were none."""
+    """What one rule makes of images, and of an attack.
+
+    Args:
+        where: alpha, width and lambda.
+        threshold: t_rsn.
+        before: the answers to all images as they are.
+        attack: its name; None for a row of images as they are.
+        after: the answers to what it made of the images that were right, in their order; None where there were none.
+
+    Returns:
+        `accuracy` of all images, `coverage`, `accuracy_consistent` and, of the softmax rule that accepts as many,
+        `accuracy_max_softmax`. Without attack, `auroc` and `auroc_max_softmax`: telling right answers from wrong ones.
+        With one, all of the images that were right before, as the paper measures it: `coverage_right`, accepted as
+        they are; `class_changed`; `detection_rate`, rejected after the attack; `detection_rate_changed`, the same of
+        changed classes; `rejected_rate`, the same of those accepted before; `evasion_rate`, wrong and accepted after;
+        the AUROCs of telling them from what they were. The `_max_softmax` ones are None for attacks on class and
+        reasons together, which know of one of the two rules alone.
+    """
     least = before.confidence_at(before.coverage(threshold))
     sure = before.confidence >= least
     row: Row = {
@@ -217,21 +266,29 @@ def _row(where: Row, threshold: float, before: Answers, attack: str | None = Non
         "attack": attack,
         "n": len(before),
         "n_attacked": None if attack is None else int(before.right.sum()),
+        **dict.fromkeys(MEASURES),
     }
-    row |= dict.fromkeys(MEASURES)
     if attack is None:
         row["auroc"], row["auroc_max_softmax"] = before.error_auroc()
     elif after is not None:
-        accepted, changed, right = after.accepted(threshold), ~after.right, before[before.right]
+        right = before[before.right]
+        found = Detection(right.judged(right.accepted(threshold)), after.judged(after.accepted(threshold)))
+        rival = Detection(right.judged(right.confidence >= least), after.judged(after.confidence >= least))
         row |= {
-            "detection_rate": float((~accepted).mean()),
-            "detection_rate_changed": share(int((changed & ~accepted).sum()), int(changed.sum())),
-            "class_changed": float(changed.mean()),
-            "evasion_rate": float((changed & accepted).mean()),
-            "detection_rate_max_softmax": float((after.confidence < least).mean()),
-            "evasion_rate_max_softmax": float((changed & (after.confidence >= least)).mean()),
-            **{name: _separation(right, after, score) for name, score in SCORES.items()},
+            "coverage_right": found.before.coverage,
+            "class_changed": share(int((~after.right).sum()), len(after)),
+            "detection_rate": found.detection_rate,
+            "detection_rate_changed": found.detection_rate_changed,
+            "rejected_rate": found.rejected_rate,
+            "evasion_rate": found.undetected_rate,
+            "auroc": _separation(right, after, "agreements"),
         }
+        if not _reasoned(attack):
+            row |= {
+                "detection_rate_max_softmax": rival.detection_rate,
+                "evasion_rate_max_softmax": rival.undetected_rate,
+                "auroc_max_softmax": _separation(right, after, "confidence"),
+            }
     return row
 
 
@@ -241,12 +298,24 @@ def _separation(right: Answers, after: Answers, score: str) -> float | None:
     return auroc(values, np.arange(len(values)) < len(right))
 
 
+def _curves(before: Answers) -> Row:
+    """Coverage against accuracy, and the area under risk and coverage, by both scores."""
+    agreement, softmax = (curve(score, before.right) for score in (before.agreements, before.confidence))
+    return {
+        "agreement": agreement,
+        "max_softmax": softmax,
+        "aurc": area_under(agreement),
+        "aurc_max_softmax": area_under(softmax),
+    }
+
+
 def _epochs(run: Run, thresholds: Sequence[float]) -> list[Row]:
     """What training noted, read at each threshold; empty where the recipe's `reasoning.every` is 0."""
     assert run.recipe.reasoning is not None
     return [
         {
             "alpha": run.recipe.reasoning.alpha,
+            "width": 1.0,
             "lambda": counts["lambda"],
             "t_rsn": threshold,
             "epoch": metrics["epoch"],
@@ -258,15 +327,22 @@ def _epochs(run: Run, thresholds: Sequence[float]) -> list[Row]:
     ]
 
 
-def reasoning_run(source: Path, recipe: Recipe | None, folder: Path | None = None, device: str = "cpu") -> Run:
-    """The run that a study starts from: a trained one, or a recipe's, trained now where it is not yet.
-
-    Args:
-        source: the run's folder, where `recipe` is None.
-        recipe: to train instead.
-        folder: where to; runs/NAME where None.
-        device: torch device.
-    """
-    if recipe is None:
-        return load_run(source)
-    return trained(recipe, folder or Path("runs") / recipe.name, device)
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    """One line where no attack knew the rule, or where one that did let less through than one that did not."""
+    attacks = {row["attack"] for row in rows if row["attack"] is not None}
+    if attacks and not any(map(_reasoned, attacks)):
+        return ["no attack knew of the rule of acceptance: detection rates are upper bounds; add consistent-20"]
+    found = []
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["evasion_rate"] is not None:
+            groups.setdefault((row["alpha"], row["width"], row["lambda"], row["t_rsn"]), []).append(row)
+    for group in groups.values():
+        aware = max(row["evasion_rate"] for row in group if _reasoned(row["attack"]))
+        best = max(group, key=lambda row: row["evasion_rate"])
+        if best["evasion_rate"] > aware + 1 / best["n_attacked"] ** 0.5:
+            found.append(
+                f"{best['attack']} evades the rule at {best['evasion_rate']:.3f} without knowing it, attacks that know "
+                f"it at {aware:.3f} (alpha {best['alpha']:g}, t_rsn {best['t_rsn']:g}): use more steps or restarts"
+            )
+    return found

@@ -115,26 +115,24 @@ def reasoning(
     """Measure what reasoning labels accept and detect on RUN, a run or a recipe with them (paper 1).
 
     Trains the same recipe at the other alphas and without reasoning labels, in RUN/reasoning; an interrupted study goes
-    on where it stopped. Writes tables, Figs. 1 and 2, and coverage against accuracy there too.
+    on where it stopped. Measures every width, and lambda at 0 and 1. Writes tables, Figs. 1 and 2, and coverage against
+    accuracy there too.
     """
     from deploytool.extras import require_extra
 
     require_extra("train")
     from deploytool.device import choose_device, use_threads
-    from deploytool.reasoning import ATTACKS, reasoning_run
+    from deploytool.reasoning import ATTACKS, Grid
     from deploytool.reasoning import reasoning as study
     from deploytool.recipe import load_recipe
     from deploytool.report.reasoning import render, write_reasoning
+    from deploytool.training.run import load_run
 
     if not run.is_file() and (overrides or output is not None):
         raise click.UsageError("--set and -o go with a recipe: a trained run's recipe and folder are fixed")
+    grid = Grid(alphas, thresholds, attacks or ATTACKS, images)
+    source = load_recipe(run, overrides) if run.is_file() else load_run(run)
     use_threads(threads)
-    place = choose_device(device)
-    first = reasoning_run(run, load_recipe(run, overrides) if run.is_file() else None, output, place)
-
-    def announce(line: str) -> None:
-        click.echo(line, err=True)
-
-    result = study(first, alphas, thresholds, attacks or ATTACKS, images, place, announce)
-    files = write_reasoning(result, first.path / "reasoning")
+    result = study(source, grid, output, choose_device(device), announce=lambda line: click.echo(line, err=True))
+    files = write_reasoning(result, Path(result["run"]) / "reasoning")
     emit({**result, "files": files}, as_json, lambda: render(result) + f"\n\nwritten to {', '.join(files.values())}")

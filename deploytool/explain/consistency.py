@@ -11,7 +11,8 @@ misclassified and out-of-distribution examples in neural networks, 2017.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deploytool.atomic import atomic_path
+from deploytool.attacks.detection import Judged
+from deploytool.attacks.victim import Network
 from deploytool.runtime.reasoning import agreements, required_agreements
 
-Network = Any  # image (N, C, H, W) -> (N, K + R)
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -70,6 +73,10 @@ class Answers:
         """Which answers are consistent at t_rsn (section 3.3), (N,)."""
         return np.asarray(self.agreements >= required_agreements(self.reasons, threshold))
 
+    def judged(self, accepted: Bools) -> Judged:
+        """Right and accepted, as attacks count them."""
+        return Judged(torch.from_numpy(self.right), torch.from_numpy(accepted))
+
     def coverage(self, threshold: float) -> float:
         """Share of images that are accepted."""
         return float(self.accepted(threshold).mean())
@@ -111,6 +118,27 @@ def answers(network: Network, parts: Iterable[tuple[Tensor, Tensor]], vectors: T
             columns.append((truth.cpu().numpy(), named, agreements(named, given, known), largest))
     label, predicted, agreeing, confidence = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Answers(label, predicted, agreeing, confidence, known.shape[1])
+
+
+def save_answers(file: Path, found: Answers, key: str) -> None:
+    """Write answers as .npz, whole or not at all; `key` says what they are the answers of."""
+    with atomic_path(file) as aside, aside.open("wb") as stream:
+        np.savez(stream, key=np.array(key), **asdict(found))
+
+
+def load_answers(file: Path, key: str) -> Answers | None:
+    """The answers in a file; None where it is absent, damaged, or of another key."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if str(archive["key"]) != key:
+                return None
+            label, predicted, agreeing, confidence = columns = [
+                np.asarray(archive[name]) for name in ("label", "predicted", "agreements", "confidence")
+            ]
+            found = Answers(label, predicted, agreeing, confidence, int(archive["reasons"]))
+    except Exception:  # a damaged archive makes zipfile, zlib and numpy raise almost anything
+        return None
+    return found if len({column.shape for column in columns}) == 1 and columns[0].ndim == 1 else None
 
 
 def tally(before: Answers, after: Answers) -> dict[str, Any]:

@@ -208,8 +208,9 @@ def build_graph(
     clean = clean_setting(setting)
     if narrow and round_channels != 1:
         raise InputError("channels are cut and rounded in files of one width alone; name it with --width")
-    shrunk = Shrunk(model.plain_network(clean)) if narrow else shrink(model, clean, round_channels, info.shape)
-    networks = {w: model.plain_network(replace(clean, width=w)) for w in narrow} | {setting.width: shrunk.network}
+    plain = {w: model.plain_network(replace(clean, width=w), reasoning=True) for w in (*narrow, setting.width)}
+    shrunk = Shrunk(plain[setting.width]) if narrow else shrink(model, clean, round_channels, info.shape)
+    networks = plain | {setting.width: shrunk.network}
     others = {w: split_heads(backbone_to_onnx(each, info.shape), model.reasons) for w, each in networks.items()}
     graph = others.pop(setting.width)
     if others or model.is_conditional:
@@ -242,7 +243,7 @@ def compression(model: ConditionalModel, graph: onnx.ModelProto, setting: Settin
     }
     names = weight_names(model.backbone)
     held = sum(prod(tensor.dims) for tensor in graph.graph.initializer if tensor.name in names)
-    full = weight_count(model.plain_network(clean_setting(setting)))
+    full = weight_count(model.plain_network(clean_setting(setting), reasoning=True))
     if held < full:
         numbers["params_ratio"] = full / held
     return {name: round(number, 6) for name, number in numbers.items()}

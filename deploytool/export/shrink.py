@@ -69,7 +69,7 @@ def shrink(
     """
     if round_channels not in ROUNDINGS:
         raise InputError(f"round_channels (={round_channels}) must be 1, 8 or 16; 1 removes all that can go")
-    network = model.plain_network(setting)
+    network = model.plain_network(setting, reasoning=True)
     shrunk = Shrunk(network)
     masked = _masked_channels(model, network)
     if not any(bool(channels.any()) for channels in masked.values()):

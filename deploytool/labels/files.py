@@ -69,8 +69,9 @@ def read_labels(path: str | os.PathLike[str]) -> LabelMap:
             raise LabelError(f"label map {file} has more than {MAX_BYTES} bytes; split it or shorten it")
         return parse_labels(data.decode("utf-8-sig"), str(file))
     except OSError as error:
+        place = "" if file.is_absolute() else f" (from {Path.cwd()})"
         raise LabelError(
-            f"label map {file} cannot be read: {error.strerror}; give the path of a YAML file, or build one "
+            f"label map {file}{place} cannot be read: {error.strerror}; give the path of a YAML file, or build one "
             "with deploytool labels -o FILE"
         ) from None
     except UnicodeDecodeError:

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from deploytool.errors import InputError
 from deploytool.models.folding import FoldedBackbone
 from deploytool.models.noise import make_noise_table, noise_table_size, weight_std
+from deploytool.models.reasoning import without_reasoning
 from deploytool.models.setting import NoiseMode, Setting
 
 State = dict[str, Tensor]
@@ -156,16 +157,18 @@ class ConditionalModel(nn.Module):
         with torch.no_grad():
             return {name: tensor.detach() for name, tensor in (own | self.state(setting, generator)).items()}
 
-    def plain_network(self, setting: Setting, generator: torch.Generator | None = None) -> nn.Module:
+    def plain_network(
+        self, setting: Setting, generator: torch.Generator | None = None, reasoning: bool = False
+    ) -> nn.Module:
         """An independent plain network of one setting, in evaluation mode, on the CPU, without masks or knobs.
 
-        It answers (N, K), with a second head (N, K + R).
+        It answers (N, K), with `reasoning` and a second head (N, K + R).
         """
         network = copy.deepcopy(self.skeleton(setting.width)).to_empty(device="cpu").requires_grad_(False).eval()
         state = self.full_state(setting, generator)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             tensor.copy_(state[name])
-        return network
+        return network if reasoning or not self.reasons else without_reasoning(network)
 
     @contextmanager
     def network(

@@ -72,6 +72,18 @@ def with_reasoning(
     return network.train(backbone.training)
 
 
+def without_reasoning(network: nn.Module) -> fx.GraphModule:
+    """Take the head off a network that `with_reasoning` made, in place, and return it: it answers logits (N, K)."""
+    assert isinstance(network, fx.GraphModule)
+    output = next(node for node in network.graph.nodes if node.op == "output")
+    (joined,) = output.args
+    output.args = (joined.args[0][0],)
+    network.graph.eliminate_dead_code()
+    network.delete_submodule(HEAD)
+    network.recompile()
+    return network
+
+
 class _Tracer(fx.Tracer):
     """Looks into the modules around one layer, and into no other."""
 

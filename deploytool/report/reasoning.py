@@ -1,6 +1,6 @@
 """A study of reasoning labels as text, files and figures: paper 1's Figs. 1 and 2, and coverage against accuracy."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,30 @@ from hwmodels.table import as_csv
 
 Row = dict[str, Any]
 
+PARTS = ("rows", "epochs", "curves")
+
 
 def write_reasoning(document: Row, folder: Path) -> dict[str, str]:
     """Write reasoning.json, .md and .csv, and figures as PNG and SVG; return their paths.
 
-    `fig-1` and `fig-2` are left out where training noted no consistency; conditional models have one of each figure
-    for each lambda.
+    `fig-1` and `fig-2` are left out where training noted no consistency; there is one of each figure for each lambda of
+    a conditional model, and one `coverage` for each width.
     """
     write_text(folder / "reasoning.md", render(document, "github") + "\n")
     write_text(folder / "reasoning.csv", as_csv(document["rows"]))
     files = {kind: str(folder / f"reasoning.{kind}") for kind in ("json", "md", "csv")}
-    for lam in dict.fromkeys(row["lambda"] for row in document["curves"]):
-        base = next(row["accuracy_base"] for row in document["rows"] if row["lambda"] == lam)
-        epochs = [row for row in document["epochs"] if row["lambda"] == lam]
-        draw: dict[str, Callable[[Path], None]] = {}
+    for width, lam in dict.fromkeys((row["width"], row["lambda"]) for row in document["curves"]):
+        here = [[row for row in document[key] if (row["width"], row["lambda"]) == (width, lam)] for key in PARTS]
+        rows, epochs, curves = here
+        base = rows[0]["accuracy_base"]
+        suffix = "" if lam is None else f"-lambda-{lam:g}"
+        suffix += "" if width == 1 else f"-width-{width:g}"
+        paths = {name: folder / f"{name}{suffix}.png" for name in ("fig-1", "fig-2", "coverage")}
         if epochs:
-            draw["fig-1"] = lambda path, epochs=epochs, base=base: accuracy_figure(epochs, base, path)  # type: ignore[misc]
-            draw["fig-2"] = lambda path, epochs=epochs: detection_figure(epochs, path)  # type: ignore[misc]
-        curves = [row for row in document["curves"] if row["lambda"] == lam]
-        draw["coverage"] = lambda path, curves=curves, base=base: coverage_figure(curves, base, path)  # type: ignore[misc]
-        for name, figure in draw.items():
-            stem = name if lam is None else f"{name}-lambda-{lam:g}"
-            figure(folder / f"{stem}.png")
-            files[stem] = str(folder / f"{stem}.png")
+            accuracy_figure(epochs, base, paths["fig-1"])
+            detection_figure(epochs, paths["fig-2"])
+        coverage_figure(curves, base, paths["coverage"])
+        files |= {path.stem: str(path) for name, path in paths.items() if epochs or name == "coverage"}
     write_json(folder / "reasoning.json", document)
     return files
 
@@ -51,6 +52,7 @@ def render(document: Row, tablefmt: str = "simple") -> str:
             heading = f"{'## ' if tablefmt == 'github' else ''}{title}"
             parts.append(f"{heading}\n\n{table(rows, tablefmt)}\n\n{legend}")
     parts.append(_areas(document["curves"]))
+    parts += [f"warning: {line}" for line in document["warnings"]]
     return "\n\n".join(parts)
 
 
@@ -60,10 +62,11 @@ CLEAN_LEGEND = (
     "wrong answers by agreement, and by softmax."
 )
 ATTACK_LEGEND = (
-    "Of the images that were right before. changed: share whose class the attack changed. detected: share rejected "
-    "after it, whether the class changed or not (the paper's measure); of changed: the same of changed classes. "
-    "evasion: wrong and accepted, what the defence lets through. AUROC: telling attacked images from those before. "
-    "softmax: the column before it, for the softmax rule that accepts as many images as they are (or for its AUROC)."
+    "Of the images that were right before the attack. changed: share whose class it changed. accepted before: of them, "
+    "without the attack. detected: rejected after it, whether the class changed or not (the paper's measure); of "
+    "changed: the same of changed classes. evasion: wrong and accepted, what the defence lets through. AUROC: telling "
+    "attacked images from those before. softmax: the column before it, for the softmax rule that accepts as many "
+    "images as they are; none for consistent-K, which does not know that rule."
 )
 
 
@@ -92,6 +95,7 @@ def _clean_table(rows: Sequence[Row], tablefmt: str) -> str:
 def _attack_table(rows: Sequence[Row], tablefmt: str) -> str:
     columns = {
         "class_changed": "changed",
+        "coverage_right": "accepted before",
         "detection_rate": "detected",
         "detection_rate_changed": "of changed",
         "detection_rate_max_softmax": "softmax",
@@ -105,7 +109,8 @@ def _attack_table(rows: Sequence[Row], tablefmt: str) -> str:
 
 def _table(rows: Sequence[Row], names: list[str], columns: Mapping[str, str], tablefmt: str) -> str:
     """A line per row: the knobs, text columns by name, then figures, whose heads `columns` gives."""
-    knobs = ["alpha", *(["lambda"] if any(row["lambda"] is not None for row in rows) else []), "t_rsn"]
+    shown = [name for name in ("width", "lambda") if len({row[name] for row in rows}) > 1]
+    knobs = ["alpha", *shown, "t_rsn"]
     lines = [
         [*(f"{row[knob]:g}" for knob in knobs), *(row[name] for name in names), *(_figure(row[key]) for key in columns)]
         for row in rows
@@ -114,9 +119,9 @@ def _table(rows: Sequence[Row], names: list[str], columns: Mapping[str, str], ta
 
 
 def _areas(curves: Sequence[Row]) -> str:
+    shown = [name for name in ("alpha", "width", "lambda") if name == "alpha" or len({row[name] for row in curves}) > 1]
     parts = [
-        f"alpha {row['alpha']:g}{'' if row['lambda'] is None else ', lambda ' + format(row['lambda'], 'g')}: "
-        f"{row['aurc']:.4f} and {row['aurc_max_softmax']:.4f}"
+        f"{', '.join(f'{name} {row[name]:g}' for name in shown)}: {row['aurc']:.4f} and {row['aurc_max_softmax']:.4f}"
         for row in curves
     ]
     return (

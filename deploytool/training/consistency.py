@@ -1,5 +1,6 @@
 """Consistency of classes and reasons while training goes on (paper 1, Figs. 1 and 2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from deploytool.recipe import Recipe
 ATTACK = "fgsm"
 
 
-def consistency_settings(recipe: Recipe, model: ConditionalModel) -> list[Setting]:
-    """Both boundary conditions of a conditional model, at full width; the one setting of any other."""
-    return [deployed(recipe_setting(recipe, lam)) for lam in ((0.0, 1.0) if model.is_conditional else (0.0,))]
+def consistency_settings(recipe: Recipe, model: ConditionalModel, widths: Sequence[float] = (1.0,)) -> list[Setting]:
+    """Both boundary conditions of a conditional model at each of these widths; the one condition of any other."""
+    lambdas = (0.0, 1.0) if model.is_conditional else (0.0,)
+    return [deployed(recipe_setting(recipe, lam, width)) for width in widths for lam in lambdas]
 
 
 def consistency_metrics(model: ConditionalModel, test: Images, recipe: Recipe) -> dict[str, Any]:

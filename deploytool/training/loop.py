@@ -16,6 +16,7 @@ from deploytool.data.datasets import load_dataset
 from deploytool.digests import file_digest
 from deploytool.errors import CheckpointError, RunError
 from deploytool.evaluation import deployed, evaluate_model
+from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_labels, recipe_setting
 from deploytool.progress import progress_bar
@@ -36,7 +37,13 @@ from deploytool.training.run import (
 from deploytool.training.sparsity import move_masks
 
 
-def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "cpu") -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    run: str | Path,
+    resume: bool = False,
+    device: str = "cpu",
+    labels: LabelMap | None = None,
+) -> dict[str, Any]:
     """Train a recipe into a run folder; a checkpoint is written after each epoch (with none to train, at once).
 
     Everything random in epoch e comes from generators seeded by (recipe.seed, e), so a resumed run walks the very
@@ -49,6 +56,7 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
         run: folder to write; see `deploytool.training.run`.
         resume: go on from the folder's checkpoint.
         device: torch device.
+        labels: reasoning labels to start a run with, of a recipe with them; where None, those of the file it names.
 
     Returns:
         `run`, `epochs`, `seconds` (of this call), `clean_accuracy` at lambda 0 and `robust_accuracy` at lambda 1
@@ -66,7 +74,7 @@ def train(recipe: Recipe, run: str | Path, resume: bool = False, device: str = "
     images = with_adversarial(data, recipe.data.adversarial)
     files = {path: file_digest(path) for path in recipe.data.adversarial}
     place = torch.device(device)
-    labels = load_checkpoint(run).labels if resume else recipe_labels(recipe, data.info)
+    labels = load_checkpoint(run).labels if resume else labels or recipe_labels(recipe, data.info)
     model = build_model(recipe, data.info, labels)
     if recipe.model.weights is not None and not resume:
         load_pretrained(model, recipe.model.weights)

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import auc
 
-from deploytool.explain.consistency import Answers, answers, area_under, auroc, curve, read_tally, tally
+from deploytool.explain.consistency import (
+    Answers,
+    answers,
+    area_under,
+    auroc,
+    curve,
+    load_answers,
+    read_tally,
+    save_answers,
+    tally,
+)
 
 
 def of(label: list[int], predicted: list[int], agreements: list[int], confidence: list[float], reasons=10) -> Answers:
@@ -68,6 +78,22 @@ def test_nothing_right_gives_none() -> None:
     wrong = of([0], [1], [5], [0.5])
     read = read_tally(tally(wrong, wrong[wrong.right]), 1.0)
     assert read["accuracy"] == 0 and read["accuracy_consistent"] is None and read["detection_rate"] is None
+
+
+def test_answers_come_back_from_disk_and_damage_is_noticed(tmp_path) -> None:
+    file = tmp_path / "answers.npz"
+    save_answers(file, HAND, "key")
+    found = load_answers(file, "key")
+    assert found is not None and found.reasons == 10
+    for name in ("label", "predicted", "agreements", "confidence"):
+        assert np.array_equal(getattr(found, name), getattr(HAND, name))
+    assert load_answers(file, "another") is None and load_answers(tmp_path / "absent.npz", "key") is None
+    data = file.read_bytes()
+    for cut in (0, 10, len(data) // 2, len(data) - 30):
+        file.write_bytes(data[:cut])
+        assert load_answers(file, "key") is None
+    np.savez(file, key="key", label=[1], predicted=[1, 2], agreements=[1], confidence=[1.0], reasons=3)
+    assert load_answers(file, "key") is None
 
 
 scores = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=1, max_size=40)

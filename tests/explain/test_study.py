@@ -78,6 +78,26 @@ def test_the_numbers_are_those_of_the_network(trained_run: Run) -> None:
         assert row["ssd_unrelated_mean"] == pytest.approx(float(found.unrelated.mean()))
 
 
+def test_reasoning_labels_are_no_classes(reasoned_run: Run) -> None:
+    """Maps explain the class, and the head for reasons changes nothing about them."""
+    plan = Plan(images=5, sizes=(3, 2), stride=2)
+    rows = study.stability(reasoned_run, plan, [Setting(noise="none")])["rows"]
+    image = draw(load_dataset(reasoned_run.recipe.data).test, plan)
+    with_head = reasoned_run.model.plain_network(Setting(noise="none"), reasoning=True)
+
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = with_head
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.network(image)[:, :10]
+
+    expected = patch_stability(Classes().eval(), image, (3, 2), 2)
+    assert rows[0]["ssd_mean"] == pytest.approx(float(expected.ssd.mean()), rel=1e-4)
+    assert rows[1]["layer"] == study.feature_layer(reasoned_run.model.plain_network(Setting()), image, None)
+
+
 def test_a_method_without_lambda_has_one_setting_and_settings_are_words(plain_run: Run) -> None:
     result = run(plain_run.path, "--images", 3, "--method", "grad-cam", "--json")
     (row,) = json.loads(result.stdout)["rows"]
