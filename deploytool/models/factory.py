@@ -78,9 +78,12 @@ def _backbone(recipe: Recipe, data: DatasetInfo, reasons: int, width: float = 1.
     """The recipe's backbone at a width, with a head for so many reasoning labels."""
     backbone = build_backbone(recipe.model.arch, data, width * recipe.model.multiplier)
     if recipe.model.dropout is not None:
-        for module in backbone.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = recipe.model.dropout
+        layers = [module for module in backbone.modules() if isinstance(module, nn.Dropout)]
+        if not layers:
+            arch = recipe.model.arch
+            raise RecipeError(f"model.dropout (={recipe.model.dropout:g}): {arch} has no dropout; leave it out")
+        for layer in layers:
+            layer.p = recipe.model.dropout
     if recipe.reasoning is None:
         return backbone
     return with_reasoning(backbone, reasons, data.shape, recipe.reasoning.layer)

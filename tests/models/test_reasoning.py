@@ -168,3 +168,7 @@ def test_dropout_is_the_recipes() -> None:
     model = {"arch": "vgg16", "multiplier": 0.1, "dropout": 0.2}
     backbone = build_model(make_recipe({"name": "x", "method": {"name": "standard"}, "model": model}), CIFAR).backbone
     assert {module.p for module in backbone.modules() if isinstance(module, nn.Dropout)} == {0.2}
+    with pytest.raises(RecipeError, match=r"model.dropout \(=0.2\): resnet8 has no dropout"):
+        build_model(
+            make_recipe({"name": "x", "method": {"name": "standard"}, "model": model | {"arch": "resnet8"}}), CIFAR
+        )
