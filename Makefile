@@ -32,6 +32,7 @@ format: .venv/.installed
 bench: .venv/.installed  ## ratios of things run interleaved in one process
 	$(BIN)/python benchmarks/settings_latency.py --int8
 	$(BIN)/python benchmarks/training_step.py --rounds 2
+	$(BIN)/python benchmarks/reasoning_head.py --rounds 100
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
