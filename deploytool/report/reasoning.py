@@ -64,7 +64,7 @@ CLEAN_LEGEND = (
 ATTACK_LEGEND = (
     "Of the images that were right before the attack. changed: share whose class it changed. accepted before: of them, "
     "without the attack. detected: rejected after it, whether the class changed or not (the paper's measure); of "
-    "changed: the same of changed classes. evasion: wrong and accepted, what the defence lets through. AUROC: telling "
+    "changed: the same, of images whose class it changed. evasion: wrong and accepted, what the defence lets through. AUROC: telling "
     "attacked images from those before. softmax: the column before it, for the softmax rule that accepts as many "
     "images as they are; none for consistent-K, which does not know that rule."
 )
@@ -97,8 +97,8 @@ def _attack_table(rows: Sequence[Row], tablefmt: str) -> str:
         "class_changed": "changed",
         "coverage_right": "accepted before",
         "detection_rate": "detected",
-        "detection_rate_changed": "of changed",
         "detection_rate_max_softmax": "softmax",
+        "detection_rate_changed": "of changed",
         "evasion_rate": "evasion",
         "evasion_rate_max_softmax": "softmax",
         "auroc": "AUROC",
