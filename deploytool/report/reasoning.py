@@ -65,7 +65,7 @@ ATTACK_LEGEND = (
     "Of the images that were right before the attack. changed: share whose class it changed. accepted before: of them, "
     "without the attack. detected: rejected after it, whether the class changed or not (the paper's measure); of "
     "changed: the same, of images whose class it changed. evasion: wrong and accepted, what the defence lets through. "
-    "AUROC: telling attacked images from those before. softmax: the column before it, for the softmax rule that accepts "
+    "AUROC: telling attacked images from those before. softmax: the column before, of the softmax rule that accepts "
     "as many images as they are; none for consistent-K, which does not know that rule."
 )
 
