@@ -142,6 +142,8 @@ def _with_options(attack: Attack, name: str, options: str) -> Attack:
         else:
             value = _option(name, key, text, known[key])
         chosen[key] = value
+    if parse_name(name).kind == "fgsm" and "eps" in chosen:
+        chosen.setdefault("step_size", chosen["eps"])  # its one step goes as far as it may
     return replace(attack, **chosen) if chosen else attack  # type: ignore[type-var]
 
 

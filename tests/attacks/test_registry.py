@@ -22,6 +22,9 @@ BASE = AttackBase(8 / 255, 2 / 255, eps_l2=0.5)
     [
         ("fgsm", Pgd(8 / 255, 8 / 255, 1, random_start=False)),
         ("fgsm-l2", Pgd(0.5, 0.5, 1, random_start=False, norm="l2")),
+        ("fgsm:eps=16/255", Pgd(16 / 255, 16 / 255, 1, random_start=False)),
+        ("fgsm:eps=1/255", Pgd(1 / 255, 1 / 255, 1, random_start=False)),
+        ("fgsm:eps=0.1,step_size=0.05", Pgd(0.1, 0.05, 1, random_start=False)),
         ("pgd-20", Pgd(8 / 255, 2 / 255, 20)),
         ("pgd-7-l2", Pgd(0.5, 0.125, 7, norm="l2")),  # the same share of the radius
         ("deepfool", DeepFool(0.5)),
