@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from deploytool import __version__
 from deploytool.attacks.detection import Detection
 from deploytool.attacks.names import parse_name, split_name
 from deploytool.attacks.registry import make_attack, recipe_base
+from deploytool.attacks.run import budget_of
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Images
 from deploytool.digests import state_digest
@@ -206,7 +208,7 @@ def _measured(run: Run, folder: Path, test: Images, grid: Grid, device: str) -> 
 
             def kept(ask: Callable[[], Answers], *what: Any, where: Row = where) -> Answers:
                 """What `ask` gives, or gave before."""
-                key = record_key(run.recipe.digest(), state, len(test), where, *what)
+                key = record_key(__version__, run.recipe.digest(), state, len(test), where, *what)
                 found = load_answers(folder / f"{key}.npz", key)
                 if found is None:
                     found = ask()
@@ -220,9 +222,10 @@ def _measured(run: Run, folder: Path, test: Images, grid: Grid, device: str) -> 
             rows += [_row(where, t, before) for t in grid.thresholds]
             bar.advance(f"alpha {alpha:g}")
             for name in grid.attacks:
+                budget = budget_of(make_attack(name, recipe_base(run.recipe)))
                 for t in grid.thresholds:
                     goal = t if _reasoned(name) else None
-                    after = kept(partial(attacked, name, goal), name, goal) if len(right) else None
+                    after = kept(partial(attacked, name, goal), name, budget, goal) if len(right) else None
                     rows.append(_row(where, t, before, name, after))
                 bar.advance(f"{name} alpha {alpha:g}")
     return rows, curves
