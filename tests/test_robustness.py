@@ -127,7 +127,7 @@ def test_images_are_found_where_the_folder_is_now(done, tmp_path: Path) -> None:
 def test_a_study_can_be_changed_on_the_way(done, monkeypatch, tmp_path: Path) -> None:
     folder = shutil.copytree(done[0], tmp_path / "study")
     trained: list[str] = []
-    monkeypatch.setattr(study, "train", lambda recipe, place, **k: trained.append(Path(place).name))
+    monkeypatch.setattr(units, "train", lambda recipe, place, **k: trained.append(Path(place).name))
     changed = load_recipe(RECIPE, [*SMALL, "robustness.stability_images=4", "robustness.regularizations={base: {}}"])
     monkeypatch.setattr(study, "_retrained", lambda recipe, section, first, *rest: first)  # it keeps absolute paths
     result = robustness(changed, folder)
