@@ -17,7 +17,7 @@ from deploytool.runtime.session import SpecializationWarning
 
 COMMANDS = (
     "train", "evaluate", "verify", "robustness", "stability", "export", "specialize", "bench", "cost", "calibrate",
-    "predict", "pipeline", "compare", "labels", "models", "schema",
+    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema",
 )  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECIPE = str(RECIPES / "digits-float.yaml")

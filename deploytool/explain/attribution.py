@@ -87,7 +87,7 @@ def sliding_patch(
             strides=(channels, stride, stride),
             baselines=float(fill),
             additional_forward_args=classes,
-            perturbations_per_eval=max(1, _rows(image) // len(part)),
+            perturbations_per_eval=max(1, images_at_once(image) // len(part)),
         )[:, 0]
         noise = ROUNDING * logits.abs().amax(1) * doubt * (1 - doubt)
         maps.append(_finite(found).where(found.abs() > noise[:, None, None], 0.0))
@@ -168,11 +168,11 @@ def _finite(answer: Tensor) -> Tensor:
 
 def _parts(image: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Rows of all tensors for each forward pass."""
-    for start in range(0, len(image), _rows(image)):
-        yield tuple(tensor[start : start + _rows(image)] for tensor in (image, *others))
+    for start in range(0, len(image), images_at_once(image)):
+        yield tuple(tensor[start : start + images_at_once(image)] for tensor in (image, *others))
 
 
-def _rows(image: Tensor) -> int:
+def images_at_once(image: Tensor) -> int:
     """Images of one forward pass."""
     most = CPU_IMAGES if image.device.type == "cpu" else GPU_IMAGES
     return max(1, min(most, FORWARD_VALUES // image[0].numel()))
