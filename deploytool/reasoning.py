@@ -22,7 +22,7 @@ import torch
 
 from deploytool import __version__
 from deploytool.attacks.detection import Detection
-from deploytool.attacks.names import parse_name, split_name
+from deploytool.attacks.names import is_reasoned
 from deploytool.attacks.registry import make_attack, recipe_base
 from deploytool.attacks.run import budget_of
 from deploytool.data.datasets import load_dataset
@@ -177,15 +177,10 @@ def _variant(recipe: Recipe, alpha: float | None) -> Recipe:
     if alpha is None:
         names = document["evaluate"]["attacks"]
         document["reasoning"] = None
-        document["evaluate"]["attacks"] = [name for name in names if not _reasoned(name)] or ["fgsm"]
+        document["evaluate"]["attacks"] = [name for name in names if not is_reasoned(name)] or ["fgsm"]
     else:
         document["reasoning"]["alpha"] = alpha
     return make_recipe(document)
-
-
-def _reasoned(attack: str) -> bool:
-    """Whether an attack is on class and reasons together, so that its goal depends on the threshold."""
-    return parse_name(split_name(attack)[0]).reasoned
 
 
 def _knobs(run: Run, setting: Setting) -> tuple[float, float | None]:
@@ -224,7 +219,7 @@ def _measured(run: Run, folder: Path, test: Images, grid: Grid, device: str) -> 
             for name in grid.attacks:
                 budget = budget_of(make_attack(name, recipe_base(run.recipe)))
                 for t in grid.thresholds:
-                    goal = t if _reasoned(name) else None
+                    goal = t if is_reasoned(name) else None
                     after = kept(partial(attacked, name, goal), name, budget, goal) if len(right) else None
                     rows.append(_row(where, t, before, name, after))
                 bar.advance(f"{name} alpha {alpha:g}")
@@ -258,13 +253,13 @@ def _row(where: Row, threshold: float, before: Answers, attack: str | None = Non
         reasons together, which know of one of the two rules alone.
     """
     least = before.confidence_at(before.coverage(threshold))
-    sure = before.confidence >= least
+    sure = before.judged(before.confidence >= least)
     row: Row = {
         **where,
         "t_rsn": threshold,
         "coverage": before.coverage(threshold),
         "accuracy_consistent": before.accuracy_consistent(threshold),
-        "accuracy_max_softmax": float(before.right[sure].mean()) if sure.any() else None,
+        "accuracy_max_softmax": sure.accuracy_accepted,
         "accuracy": before.accuracy,
         "attack": attack,
         "n": len(before),
@@ -286,7 +281,7 @@ def _row(where: Row, threshold: float, before: Answers, attack: str | None = Non
             "evasion_rate": found.undetected_rate,
             "auroc": _separation(right, after, "agreements"),
         }
-        if not _reasoned(attack):
+        if not is_reasoned(attack):
             row |= {
                 "detection_rate_max_softmax": rival.detection_rate,
                 "evasion_rate_max_softmax": rival.undetected_rate,
@@ -333,7 +328,7 @@ def _epochs(run: Run, thresholds: Sequence[float]) -> list[Row]:
 def _warnings(rows: Sequence[Row]) -> list[str]:
     """One line where no attack knew the rule, or where one that did let less through than one that did not."""
     attacks = {row["attack"] for row in rows if row["attack"] is not None}
-    if attacks and not any(map(_reasoned, attacks)):
+    if attacks and not any(map(is_reasoned, attacks)):
         return ["no attack knew of the rule of acceptance: detection rates are upper bounds; add consistent-20"]
     found = []
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -341,7 +336,7 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
         if row["evasion_rate"] is not None:
             groups.setdefault((row["alpha"], row["width"], row["lambda"], row["t_rsn"]), []).append(row)
     for group in groups.values():
-        aware = max(row["evasion_rate"] for row in group if _reasoned(row["attack"]))
+        aware = max(row["evasion_rate"] for row in group if is_reasoned(row["attack"]))
         best = max(group, key=lambda row: row["evasion_rate"])
         if best["evasion_rate"] > aware + 1 / best["n_attacked"] ** 0.5:
             found.append(

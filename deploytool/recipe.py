@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from deploytool.attacks.names import ATTACK_PATTERN, parse_name, split_name
+from deploytool.attacks.names import ATTACK_PATTERN, is_reasoned, parse_name, split_name
 from deploytool.errors import InputError, RecipeError
 from deploytool.models.setting import Conditioning, NoiseMode
 
@@ -351,7 +351,7 @@ class Recipe(Section):
                 f"attack.step_size (={self.attack.step_size:g}) must be at most 2 * attack.eps "
                 f"(={2 * self.attack.eps:g}): a longer step always leaves the ball"
             )
-        reasoned = [name for name in self.evaluate.attacks if parse_name(split_name(name)[0]).reasoned]
+        reasoned = [name for name in self.evaluate.attacks if is_reasoned(name)]
         if reasoned and self.reasoning is None:
             raise ValueError(
                 f"evaluate.attacks (={reasoned[0]}) is on class and reasons together; there is no section reasoning, "

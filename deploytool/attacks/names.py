@@ -85,6 +85,11 @@ def split_name(text: str) -> tuple[str, str]:
     return name, options
 
 
+def is_reasoned(text: str) -> bool:
+    """Whether an attack, named with or without options, is on class and reasoning labels together."""
+    return parse_name(split_name(text)[0]).reasoned
+
+
 def black_box_names() -> tuple[str, ...]:
     """Names of the attacks that need logits alone."""
     return (*BLACK_BOX, *(f"{name}-l2" for name in BLACK_BOX))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from deploytool.attacks.acceptance import AcceptanceRule
 from deploytool.attacks.detection import Judged, detection
-from deploytool.attacks.names import parse_name, split_name
+from deploytool.attacks.names import is_reasoned
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.registry import AttackBase, make_attack
 from deploytool.attacks.run import AttackResult
@@ -47,7 +47,7 @@ def adaptive_attacks(names: Sequence[str], base: AttackBase) -> list[str]:
     for name, plan in plans.items():
         if isinstance(plan, Pgd) and plan.steps > 1 and plan.iterate == "first":
             added.append(f"{name}{',' if ':' in name else ':'}iterate=last")
-    covered = {(plan.norm, plan.eps) for name, plan in plans.items() if parse_name(split_name(name)[0]).reasoned}
+    covered = {(plan.norm, plan.eps) for name, plan in plans.items() if is_reasoned(name)}
     for plan in plans.values():
         ball = (plan.norm, plan.eps)
         if plan.eps is None or ball in covered:

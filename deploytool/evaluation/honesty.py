@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deploytool.attacks.names import parse_name, split_name
+from deploytool.attacks.names import is_reasoned, parse_name, split_name
 from deploytool.attacks.pgd import Pgd
 from deploytool.attacks.run import run_attack
 from deploytool.attacks.victim import Network, Victim
@@ -60,7 +60,7 @@ def check_rows(rows: Sequence[Row]) -> list[Finding]:
         groups.setdefault((_setting(row), row["norm"], row["eps"]), {})[row["attack"]] = row
     findings = []
     for group in groups.values():
-        reasoned = {name: row for name, row in group.items() if parse_name(split_name(name)[0]).reasoned}
+        reasoned = {name: row for name, row in group.items() if is_reasoned(name)}
         findings += _compared({name: row for name, row in group.items() if name not in reasoned})
         findings += _adaptive(group, reasoned)
     return [*findings, *_over_eps(untargeted), *_noise(rows)]

@@ -83,8 +83,7 @@ class Answers:
 
     def accuracy_consistent(self, threshold: float) -> float | None:
         """Share of right classes among accepted images; None where none is accepted."""
-        accepted = self.accepted(threshold)
-        return float(self.right[accepted].mean()) if accepted.any() else None
+        return self.judged(self.accepted(threshold)).accuracy_accepted
 
     def confidence_at(self, coverage: float) -> float:
         """The largest softmax probability above which this share of the images lies, ties aside; infinite for none.

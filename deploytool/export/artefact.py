@@ -208,9 +208,12 @@ def build_graph(
     clean = clean_setting(setting)
     if narrow and round_channels != 1:
         raise InputError("channels are cut and rounded in files of one width alone; name it with --width")
-    plain = {w: model.plain_network(replace(clean, width=w), reasoning=True) for w in (*narrow, setting.width)}
-    shrunk = Shrunk(plain[setting.width]) if narrow else shrink(model, clean, round_channels, info.shape)
-    networks = plain | {setting.width: shrunk.network}
+    if narrow:
+        networks = {w: model.plain_network(replace(clean, width=w), reasoning=True) for w in (*narrow, setting.width)}
+        shrunk = Shrunk(networks[setting.width])
+    else:
+        shrunk = shrink(model, clean, round_channels, info.shape)
+        networks = {setting.width: shrunk.network}
     others = {w: split_heads(backbone_to_onnx(each, info.shape), model.reasons) for w, each in networks.items()}
     graph = others.pop(setting.width)
     if others or model.is_conditional:

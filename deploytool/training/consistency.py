@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from deploytool.attacks.acceptance import AcceptanceRule
-from deploytool.attacks.registry import make_attack, recipe_base, target_rule
-from deploytool.attacks.run import attack_batches
-from deploytool.attacks.targets import with_targets
+from deploytool.attacks.registry import make_attack, recipe_base
 from deploytool.data.images import Images
 from deploytool.evaluation import deployed
-from deploytool.evaluation.accuracy import image_batches
+from deploytool.evaluation.accuracy import attacked, image_batches
 from deploytool.explain.consistency import Answers, answers, read_tally, tally
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import recipe_setting
@@ -77,8 +75,7 @@ def answers_under_attack(
     rule = AcceptanceRule(vectors, recipe.reasoning.threshold if threshold is None else threshold)
     attack = make_attack(name, recipe_base(recipe))
     with model.network(setting, reasoning=True) as network:
-        parts = with_targets(rule.class_network(network), image_batches(images, device), target_rule(name), recipe.seed)
-        results = attack_batches(network, parts, attack, recipe.seed, name, rule)
+        results = attacked(network, images, attack, recipe.seed, name, device, rule)
         pairs = zip(results, image_batches(images, device), strict=True)
         return answers(network, ((result.image, label) for result, (_, label) in pairs), vectors)
 

@@ -74,17 +74,19 @@ def train(
     images = with_adversarial(data, recipe.data.adversarial)
     files = {path: file_digest(path) for path in recipe.data.adversarial}
     place = torch.device(device)
-    labels = load_checkpoint(run).labels if resume else labels or recipe_labels(recipe, data.info)
+    checkpoint = load_checkpoint(run) if resume else None
+    labels = checkpoint.labels if checkpoint else labels or recipe_labels(recipe, data.info)
     model = build_model(recipe, data.info, labels)
-    if recipe.model.weights is not None and not resume:
+    if recipe.model.weights is not None and checkpoint is None:
         load_pretrained(model, recipe.model.weights)
         files[recipe.model.weights] = file_digest(weights_file(recipe.model.weights))
     model.to(place)
     create_run(run, recipe, resume)
     optimizer = make_optimizer(model, recipe)
     history: list[dict[str, Any]] = []
-    if resume:
-        history, files = restore(run, model, optimizer, files)
+    if checkpoint is not None:
+        history, files = restore(run, checkpoint, model, optimizer, files)
+    del checkpoint  # its tensors are copied; training needs the memory
 
     def save() -> None:
         momentum = momentum_buffers(model, optimizer)
@@ -192,9 +194,9 @@ def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, 
 
 
 def restore(
-    run: Path, model: ConditionalModel, optimizer: torch.optim.SGD, files: dict[str, str]
+    run: Path, checkpoint: Checkpoint, model: ConditionalModel, optimizer: torch.optim.SGD, files: dict[str, str]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Load the run's checkpoint into model, optimizer and torch's thread count.
+    """Load a run's checkpoint into model, optimizer and torch's thread count.
 
     Returns:
         The history so far, and the digests of all files that the run was started with.
@@ -203,7 +205,6 @@ def restore(
         CheckpointError: weights or momentum do not fit the model.
         RunError: one of `files` (SHA-256 by path) is not what it was when the run was started.
     """
-    checkpoint = load_checkpoint(run)
     changed = [path for path, digest in files.items() if checkpoint.files.get(path) != digest]
     if changed:
         raise RunError(
