@@ -21,10 +21,12 @@ class Build(Protocol):
         """Return the network, freshly initialised."""
 
 
-def _resnet(blocks: list[int], widths: list[int], shortcut: Shortcut = "B", bottleneck: bool = False) -> Build:
+def _resnet(
+    blocks: list[int], widths: list[int], shortcut: Shortcut = "B", bottleneck: bool = False, small: bool = True
+) -> Build:
     def build(data: DatasetInfo, width: float = 1.0) -> nn.Module:
         return ResNet(
-            blocks, widths, data.shape[0], len(data.classes), data.mean, data.std, shortcut, bottleneck, width
+            blocks, widths, data.shape[0], len(data.classes), data.mean, data.std, shortcut, bottleneck, width, small
         )
 
     return build
@@ -56,6 +58,7 @@ BACKBONES: dict[str, Build] = {
     "resnet20": _resnet([3, 3, 3], [16, 32, 64], shortcut="A"),
     "resnet34": _resnet([3, 4, 6, 3], [64, 128, 256, 512]),
     "resnet50": _resnet([3, 4, 6, 3], [64, 128, 256, 512], bottleneck=True),
+    "resnet50-imagenet": _resnet([3, 4, 6, 3], [64, 128, 256, 512], bottleneck=True, small=False),
     "single-layer-cnn": _single_layer,
     "vgg16": _vgg16,
     "wrn16-8": _wrn(16, 8),

@@ -1,4 +1,4 @@
-"""ResNets for small images: the digits network, CIFAR ResNet-20, CIFAR ResNet-34 and CIFAR ResNet-50.
+"""ResNets: the digits network, CIFAR ResNet-20, CIFAR ResNet-34 and CIFAR ResNet-50, and ImageNet's ResNet-50.
 
 Reference: K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition, 2016 (section 4.2 for
 CIFAR's 6n+2 layers with option A shortcuts; table 1 for the 34 and 50 layers, with a 3x3 stem as used by paper 5).
@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deploytool.models.layers import Normalize, PadShortcut, initialize, scaled
 
@@ -31,9 +32,11 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels_in, H, W) to (N, channels, ceil(H / stride), ceil(W / stride))."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return torch.relu(y + self.shortcut(x))
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the block adds to its shortcut, of the shape that it answers."""
+        return self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
@@ -51,14 +54,16 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels_in, H, W) to (N, channels_out, ceil(H / stride), ceil(W / stride))."""
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the block adds to its shortcut, of the shape that it answers."""
         y = torch.relu(self.bn1(self.conv1(x)))
-        y = torch.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return torch.relu(y + self.shortcut(x))
+        return self.bn3(self.conv3(torch.relu(self.bn2(self.conv2(y)))))  # type: ignore[no-any-return]
 
 
 class ResNet(nn.Module):
-    """A residual network for small images: 3x3 stem, stages of blocks, global average, linear layer.
+    """A residual network: stem, stages of blocks, global average, linear layer.
 
     Args:
         blocks: blocks per stage; every stage but the first halves height and width.
@@ -70,6 +75,7 @@ class ResNet(nn.Module):
             changes its input's shape.
         bottleneck: blocks of three convolutions that end with 4 times the stage's channels.
         width: multiplier in (0, 1] of all channel counts but the image's and the classes'.
+        small: the 3x3 stem that keeps height and width; otherwise ImageNet's, 7x7 and a pool, which quarters them.
     """
 
     def __init__(
@@ -83,11 +89,14 @@ class ResNet(nn.Module):
         shortcut: Shortcut = "B",
         bottleneck: bool = False,
         width: float = 1.0,
+        small: bool = True,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        self.conv1 = nn.Conv2d(channels, scaled(widths[0], width), 3, 1, 1, bias=False)
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = nn.Conv2d(channels, scaled(widths[0], width), kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(scaled(widths[0], width))
+        self.small = small
         self.stages: list[str] = []
         previous = widths[0]  # channels of the full network, which decides where shortcuts are
         for stage, (count, inner) in enumerate(zip(blocks, widths, strict=True)):
@@ -108,10 +117,15 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map image (N, C, H, W) float32 in [0, 1] to logits (N, classes)."""
-        x = torch.relu(self.bn1(self.conv1(self.normalize(image))))
+        x = self.stem(image)
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+    def stem(self, image: Tensor) -> Tensor:
+        """Map image (N, C, H, W) to what the first stage reads."""
+        x = torch.relu(self.bn1(self.conv1(self.normalize(image))))
+        return x if self.small else F.max_pool2d(x, 3, 2, 1)
 
 
 def make_shortcut(channels_in: int, channels: int, stride: int, kind: Shortcut) -> nn.Module:

@@ -1,0 +1,173 @@
+"""The surrogate of a classifier: an attentive student that imitates it, and a decoder that draws what it attends to.
+
+    student:      image -> stages of residual blocks -> logits            attention (CBAM) in the last three stages:
+                      f_o = residual(x),   f_hat = CBAM(f_o),   y = relu(f_hat + shortcut(x)),   D = f_hat - f_o
+    explanation:  D_3 -> upsample -> [., D_2] -> upsample -> [., D_1] -> upsample -> conv -> sigmoid -> H in [0, 1]
+
+Each block of the last three stages has an attention module (3 to 6 of them in ResNet-50, as in the paper); a stage
+delivers D of its last one. `upsample` is convolution, batch norm, ReLU and interpolation to the next scale; where that
+scale is as large already, the interpolation has nothing to do.
+
+Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge distillation, 2021 ("paper 3"), sections
+3.3 and 3.4, figs. 3 and 4. The paper leaves open: the decoder's channels, and that neighbouring scales are joined by
+concatenation, as in the U-Net to which it compares itself.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deploytool.data.catalogue import DatasetInfo
+from deploytool.errors import RecipeError
+from deploytool.models.attention import CBAM
+from deploytool.models.layers import initialize
+from deploytool.models.registry import BACKBONES, build_backbone
+from deploytool.models.resnet import BasicBlock, Bottleneck, ResNet
+
+SCALES = 3
+
+
+class AttentiveBlock(nn.Module):
+    """A residual block with attention on what it adds to its shortcut."""
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = CBAM(block_channels(block))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x (N, C, H, W) to the block's answer and the attentive features D, both (N, C', H', W')."""
+        f = self.block.residual(x)
+        attended = self.attention(f)
+        return torch.relu(attended + self.block.shortcut(x)), attended - f
+
+
+class AttentiveStudent(nn.Module):
+    """A ResNet with attention in its last three stages.
+
+    Args:
+        backbone: whose modules are taken over.
+    """
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        stages = [cast(nn.Sequential, backbone.get_submodule(name)) for name in backbone.stages]
+        self.plain = nn.Sequential(*stages[:-SCALES])
+        self.attentive = nn.ModuleList(
+            nn.ModuleList(AttentiveBlock(cast(BasicBlock | Bottleneck, block)) for block in stage)
+            for stage in stages[-SCALES:]
+        )
+        self.stem = Stem(backbone)
+        self.linear = backbone.linear
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of the attentive features, from the finest scale to the coarsest."""
+        stages = (cast(nn.ModuleList, stage) for stage in self.attentive)
+        return [block_channels(cast(AttentiveBlock, stage[-1]).block) for stage in stages]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map image (N, C, H, W) to logits (N, K) and D at three scales, the finest first."""
+        x = self.plain(self.stem(image))
+        features = []
+        for stage in self.attentive:
+            for block in cast(nn.ModuleList, stage):
+                x, attentive = block(x)
+            features.append(attentive)
+        return self.linear(x.mean(dim=(2, 3))), features
+
+
+class Stem(nn.Module):
+    """What a ResNet does before its first stage."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.normalize, self.conv1, self.bn1 = backbone.normalize, backbone.conv1, backbone.bn1
+        self.small = backbone.small
+
+    forward = ResNet.stem
+
+
+class Upsample(nn.Module):
+    """Convolution, batch norm, ReLU, and interpolation to a given size."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Map (N, channels_in, h, w) to (N, channels, *size)."""
+        x = torch.relu(self.bn(self.conv(x)))
+        if x.shape[2:] == torch.Size(size):
+            return x
+        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class ExplanationNetwork(nn.Module):
+    """From attentive features at three scales to a saliency map.
+
+    Args:
+        channels: of the features, the finest scale first.
+        hidden: channels that each upsample block answers.
+    """
+
+    def __init__(self, channels: Sequence[int], hidden: int = 16) -> None:
+        super().__init__()
+        fine, middle, coarse = channels
+        self.upsample3 = Upsample(coarse, hidden)
+        self.upsample2 = Upsample(hidden + middle, hidden)
+        self.upsample1 = Upsample(hidden + fine, hidden)
+        self.draw = nn.Conv2d(hidden, 1, 3, padding=1)
+        initialize(self)
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Map D (N, C_s, h_s, w_s) at three scales, the finest first, to saliency (N, 1, *size) in [0, 1]."""
+        fine, middle, coarse = features
+        x = self.upsample3(coarse, middle.shape[2:])
+        x = self.upsample2(torch.cat([x, middle], 1), fine.shape[2:])
+        x = self.upsample1(torch.cat([x, fine], 1), size)
+        return torch.sigmoid(self.draw(x))
+
+
+class Surrogate(nn.Module):
+    """Student and explanation network in one: image -> the student's logits, and saliency."""
+
+    def __init__(self, student: AttentiveStudent, explanation: ExplanationNetwork) -> None:
+        super().__init__()
+        self.student = student
+        self.explanation = explanation
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) and saliency (N, 1, H, W) in [0, 1]."""
+        logits, features = self.student(image)
+        return logits, self.explanation(features, image.shape[2:])
+
+
+def build_surrogate(arch: str, data: DatasetInfo, multiplier: float = 1.0, hidden: int = 16) -> Surrogate:
+    """Build a freshly initialised surrogate for a data set.
+
+    Args:
+        arch: of the student, a ResNet of `deploytool.models.registry`.
+        data: image channels, classes and normalisation.
+        multiplier: of the student's channel counts, in (0, 1].
+        hidden: channels inside the explanation network.
+
+    Raises:
+        RecipeError: the architecture is unknown or no ResNet of three stages and more.
+    """
+    backbone = build_backbone(arch, data, multiplier)
+    if not isinstance(backbone, ResNet) or len(backbone.stages) < SCALES:
+        known = ", ".join(name for name in BACKBONES if "resnet" in name)
+        raise RecipeError(f"student.arch (={arch}) must be a ResNet: {known}")
+    student = AttentiveStudent(backbone)
+    return Surrogate(student, ExplanationNetwork(student.channels, hidden))
+
+
+def block_channels(block: BasicBlock | Bottleneck) -> int:
+    """Channels that a residual block answers."""
+    last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+    return last.num_features
