@@ -26,6 +26,7 @@ class Victim:
             another precision are taken as float32, so that points stay float32 as well.
 
     Attributes:
+        network: as given.
         forwards: images passed forward so far.
         backwards: images for which a gradient of one number was computed so far.
         classes: K, None before the first pass.
@@ -37,7 +38,7 @@ class Victim:
     def __init__(self, network: Network) -> None:
         if isinstance(network, nn.Module) and network.training:
             raise InputError("the network is in training mode, where images change each other's answers; call .eval()")
-        self._network = network
+        self.network = network
         self.forwards = 0
         self.backwards = 0
         self.classes: int | None = None
@@ -95,7 +96,7 @@ class Victim:
         return logits.detach(), torch.stack(values).detach(), stacked
 
     def _answer(self, image: Tensor) -> Tensor:
-        logits = self._network(image)
+        logits = self.network(image)
         self.forwards += len(image)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(image) or logits.shape[1] < 2:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

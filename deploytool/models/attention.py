@@ -54,4 +54,4 @@ class CBAM(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         """Map features f (N, C, H, W) to the attended ones, of the same shape."""
         f = self.channel(f) * f
-        return self.spatial(f) * f
+        return self.spatial(f) * f  # type: ignore[no-any-return]

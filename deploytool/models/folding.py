@@ -7,6 +7,8 @@ An attack runs the same state many times; the batch norms' passes over the activ
 saved each time, the answers stay the same up to rounding. `deploytool.runtime.partial` does this to ONNX graphs.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
@@ -83,3 +85,10 @@ def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
         conv.padding_mode,
         device="meta",
     )
+
+
+def folded_network(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """An evaluation-mode network with its batch norms folded: the same answers up to rounding, sooner."""
+    folded = FoldedBackbone(module)
+    state = folded.fold({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    return lambda image: folded(state, image)

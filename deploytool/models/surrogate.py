@@ -49,62 +49,45 @@ class AttentiveStudent(nn.Module):
     """A ResNet with attention in its last three stages.
 
     Args:
-        backbone: whose modules are taken over.
+        resnet: whose blocks get the attention, in place.
     """
 
-    def __init__(self, backbone: ResNet) -> None:
+    def __init__(self, resnet: ResNet) -> None:
         super().__init__()
-        stages = [cast(nn.Sequential, backbone.get_submodule(name)) for name in backbone.stages]
-        self.plain = nn.Sequential(*stages[:-SCALES])
-        self.attentive = nn.ModuleList(
-            nn.ModuleList(AttentiveBlock(cast(BasicBlock | Bottleneck, block)) for block in stage)
-            for stage in stages[-SCALES:]
-        )
-        self.stem = Stem(backbone)
-        self.linear = backbone.linear
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of the attentive features, from the finest scale to the coarsest."""
-        stages = (cast(nn.ModuleList, stage) for stage in self.attentive)
-        return [block_channels(cast(AttentiveBlock, stage[-1]).block) for stage in stages]
+        self.resnet = resnet
+        self.channels: list[int] = []  # of the attentive features, the finest scale first
+        for name in resnet.stages[-SCALES:]:
+            stage = cast(nn.Sequential, resnet.get_submodule(name))
+            for index, block in enumerate(stage):
+                stage[index] = AttentiveBlock(cast(BasicBlock | Bottleneck, block))
+            self.channels.append(block_channels(cast(AttentiveBlock, stage[-1]).block))
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map image (N, C, H, W) to logits (N, K) and D at three scales, the finest first."""
-        x = self.plain(self.stem(image))
+        x = self.resnet.stem(image)
+        for name in self.resnet.stages[:-SCALES]:
+            x = self.resnet.get_submodule(name)(x)
         features = []
-        for stage in self.attentive:
-            for block in cast(nn.ModuleList, stage):
+        for name in self.resnet.stages[-SCALES:]:
+            for block in cast(nn.Sequential, self.resnet.get_submodule(name)):
                 x, attentive = block(x)
             features.append(attentive)
-        return self.linear(x.mean(dim=(2, 3))), features
-
-
-class Stem(nn.Module):
-    """What a ResNet does before its first stage."""
-
-    def __init__(self, backbone: ResNet) -> None:
-        super().__init__()
-        self.normalize, self.conv1, self.bn1 = backbone.normalize, backbone.conv1, backbone.bn1
-        self.small = backbone.small
-
-    forward = ResNet.stem
+        return self.resnet.linear(x.mean(dim=(2, 3))), features
 
 
 class Upsample(nn.Module):
-    """Convolution, batch norm, ReLU, and interpolation to a given size."""
+    """Convolution, batch norm, ReLU, and bilinear interpolation to a given size, left out where it is reached."""
 
-    def __init__(self, channels_in: int, channels: int) -> None:
+    def __init__(self, channels_in: int, channels: int, resized: bool = True) -> None:
         super().__init__()
+        self.resized = resized
         self.conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, size: list[int]) -> Tensor:
         """Map (N, channels_in, h, w) to (N, channels, *size)."""
         x = torch.relu(self.bn(self.conv(x)))
-        if x.shape[2:] == torch.Size(size):
-            return x
-        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False) if self.resized else x
 
 
 class ExplanationNetwork(nn.Module):
@@ -113,22 +96,23 @@ class ExplanationNetwork(nn.Module):
     Args:
         channels: of the features, the finest scale first.
         hidden: channels that each upsample block answers.
+        resized: whether the finest scale is smaller than the image.
     """
 
-    def __init__(self, channels: Sequence[int], hidden: int = 16) -> None:
+    def __init__(self, channels: Sequence[int], hidden: int = 16, resized: bool = True) -> None:
         super().__init__()
         fine, middle, coarse = channels
         self.upsample3 = Upsample(coarse, hidden)
         self.upsample2 = Upsample(hidden + middle, hidden)
-        self.upsample1 = Upsample(hidden + fine, hidden)
+        self.upsample1 = Upsample(hidden + fine, hidden, resized)
         self.draw = nn.Conv2d(hidden, 1, 3, padding=1)
         initialize(self)
 
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], size: list[int]) -> Tensor:
         """Map D (N, C_s, h_s, w_s) at three scales, the finest first, to saliency (N, 1, *size) in [0, 1]."""
         fine, middle, coarse = features
-        x = self.upsample3(coarse, middle.shape[2:])
-        x = self.upsample2(torch.cat([x, middle], 1), fine.shape[2:])
+        x = self.upsample3(coarse, list(middle.shape[2:]))
+        x = self.upsample2(torch.cat([x, middle], 1), list(fine.shape[2:]))
         x = self.upsample1(torch.cat([x, fine], 1), size)
         return torch.sigmoid(self.draw(x))
 
@@ -144,7 +128,7 @@ class Surrogate(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) and saliency (N, 1, H, W) in [0, 1]."""
         logits, features = self.student(image)
-        return logits, self.explanation(features, image.shape[2:])
+        return logits, self.explanation(features, list(image.shape[2:]))
 
 
 def build_surrogate(arch: str, data: DatasetInfo, multiplier: float = 1.0, hidden: int = 16) -> Surrogate:
@@ -164,7 +148,8 @@ def build_surrogate(arch: str, data: DatasetInfo, multiplier: float = 1.0, hidde
         known = ", ".join(name for name in BACKBONES if "resnet" in name)
         raise RecipeError(f"student.arch (={arch}) must be a ResNet: {known}")
     student = AttentiveStudent(backbone)
-    return Surrogate(student, ExplanationNetwork(student.channels, hidden))
+    resized = len(backbone.stages) > SCALES or not backbone.small
+    return Surrogate(student, ExplanationNetwork(student.channels, hidden, resized))
 
 
 def block_channels(block: BasicBlock | Bottleneck) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -159,18 +160,23 @@ def train(
 
 
 def make_optimizer(model: ConditionalModel, recipe: Recipe) -> torch.optim.SGD:
+    """The optimizer of a recipe, of all parameters of its model."""
+    section = recipe.optimizer
+    return nesterov(model.parameters(), section.lr, section.momentum, section.weight_decay)
+
+
+def nesterov(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weight decay on convolution and linear weights alone.
 
     Batch norms, biases and alphas are left undecayed: decay would pull alpha, the strength of the noise, to 0
     for no reason that the loss knows.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    other = [p for p in model.parameters() if p.ndim <= 1]
+    every = list(parameters)
     groups = [
-        {"params": decayed, "weight_decay": recipe.optimizer.weight_decay},
-        {"params": other, "weight_decay": 0.0},
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=recipe.optimizer.lr, momentum=recipe.optimizer.momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True)
 
 
 def cosine_lr(start: float, step: int, steps: int) -> float:

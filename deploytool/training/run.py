@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deploytool.atomic import atomic_path, remove_leftovers, write_text
 from deploytool.data.catalogue import DatasetInfo
+from deploytool.documents import Document
 from deploytool.errors import CheckpointError, DataError, LabelError, RunError
 from deploytool.labels.files import parse_labels
 from deploytool.labels.label_map import LabelMap
@@ -63,19 +64,19 @@ def checkpoint_path(run: Path) -> Path:
     return run / "checkpoint.safetensors"
 
 
-def create_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder and write the recipe; with `resume`, check that the folder's recipe is this one.
+def create_run(run: Path, recipe: Document, resume: bool, name: str = "recipe.yaml") -> None:
+    """Make the folder and write the recipe to a file; with `resume`, check that the folder's recipe is this one.
 
     A folder whose training never reached a checkpoint holds nothing to lose: its recipe is replaced.
 
     Raises:
         RunError: the folder holds a trained run already, or (with `resume`) one of another recipe, or other files.
     """
-    file = run / "recipe.yaml"
+    file = run / name
     if checkpoint_path(run).exists() and file.exists():
         if not resume:
             raise RunError(f"{run} already holds a run; continue it with --resume, or name another folder with -o")
-        differing = _differences(load_recipe(file), recipe)
+        differing = _differences(type(recipe).load(file), recipe)
         if differing:
             raise RunError(
                 f"{run} was started with another recipe ({'; '.join(differing)}); name another folder with -o"
@@ -238,7 +239,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     return Run(run, recipe, model.eval(), checkpoint)
 
 
-def _differences(old: Recipe, new: Recipe) -> list[str]:
+def _differences(old: Document, new: Document) -> list[str]:
     """Dotted keys whose values differ, at most five, as `key old -> new`."""
     before, after = (
         _flat(old.model_dump(mode="json", by_alias=True)),
