@@ -7,9 +7,9 @@ the better the map. Deletion takes them away from the image: the sooner the clas
     A2: D = I,        C = {p_c(D)};    repeat D[next n pixels] = 0,       C += {p_c(D)}  until D = 0;    score = AUC(C)
 
 The algorithms stop where the image is complete; further steps would change nothing, so all images take the same number
-of steps here, and one forward pass holds many of them. A2 as printed alters I and records p_c(0) all the time; here it
-records the altered image, as in the paper that both are from. The area is over the share of pixels changed, which a
-last step of fewer than n pixels enters as what it is.
+of steps here, and one forward pass holds many of them (`deploytool.explain.fast` makes these passes faster still). A2
+as printed alters I and records p_c(0) all the time; here it records the altered image, as in the paper that both are
+from. The area is over the share of pixels changed, which a last step of fewer than n pixels enters as what it is.
 
 Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge distillation, 2021 ("paper 3"),
 Algorithms A1 and A2, section 4.2.1; V. Petsiuk, A. Das, K. Saenko, RISE: randomized input sampling for explanation of
@@ -79,14 +79,15 @@ def insertion(
         least = 2 * min(image.shape[2:], default=1) - 1
         raise InputError(f"kernel (={kernel}) must be odd and at most {least}, for images of {tuple(image.shape[2:])}")
     check_between("sigma", sigma, 0, 1e6, open_low=True)
-    return _curves(network, gaussian_blur(image, [kernel, kernel], [sigma, sigma]), image, image, maps, target, pixels)
+    blurred = gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+    return _curves(network, image, blurred, maps, target, pixels, inserted=True)
 
 
 def deletion(
     network: Network, image: Tensor, maps: Tensor, target: Tensor | None = None, pixels: int | None = None
 ) -> Curves:
     """Set pixels to 0, the most important first (Algorithm A2); a smaller area is better. Arguments as `insertion`."""
-    return _curves(network, image, torch.zeros_like(image), image, maps, target, pixels)
+    return _curves(network, image, torch.zeros_like(image[:1]), maps, target, pixels, inserted=False)
 
 
 def mean_intensity(maps: Tensor) -> float:
@@ -105,34 +106,48 @@ def mean_intensity(maps: Tensor) -> float:
 
 def _curves(
     network: Network,
-    first: Tensor,
-    last: Tensor,
     image: Tensor,
+    other: Tensor,
     maps: Tensor,
     target: Tensor | None,
     pixels: int | None,
+    inserted: bool,
 ) -> Curves:
-    """Curves from the images `first` to `last`."""
-    victim, classes = Victim(network), target
-    rows = images_at_once(image)
-    if classes is None:
-        check_images(image, torch.zeros(len(image), dtype=torch.int64, device=image.device))
-        classes = torch.cat([victim.logits(part).argmax(1) for part in torch.split(image, rows)])
-    check_images(image, classes, "target")
+    """Curves from `image` to `other`, where one may do for all, or back where pixels are inserted.
+
+    Both ends have their own passes: the image's says which class to watch, and deletion's end is one for all images.
+    """
+    victim, rows = Victim(network), images_at_once(image)
+    check_images(
+        image, torch.zeros(len(image), dtype=torch.int64, device=image.device) if target is None else target, "target"
+    )
     if maps.shape != (len(image), *image.shape[2:]) or not maps.isfinite().all():
         expected = (len(image), *image.shape[2:])
         raise InputError(f"maps have shape {tuple(maps.shape)}; expected {expected}, a finite value for each pixel")
     count, width = maps[0].numel(), image.shape[3]
     step = width if pixels is None else pixels
     check_counts({"pixels": step})
+    whole, gone = (torch.cat([victim.logits(part) for part in torch.split(each, rows)]) for each in (image, other))
+    classes = whole.argmax(1) if target is None else target
+    check_classes(classes, whole.shape[1], "target")
+    ends = [_probability(logits.expand(len(image), -1), classes)[:, None] for logits in (whole, gone)]
+    first, last = (other, image) if inserted else (image, other)
+
     changed = torch.tensor([*range(0, count, step), count], device=image.device)
     rank = maps.flatten(1).argsort(dim=1, stable=True, descending=True).argsort(dim=1)  # 0: the most important
-    which = torch.arange(len(image), device=image.device).repeat_interleave(len(changed))
-    after = changed.repeat(len(image))
-    found = []
-    for index, number in zip(torch.split(which, rows), torch.split(after, rows), strict=True):
+    passes = torch.cartesian_prod(torch.arange(len(image), device=image.device), changed[1:-1])
+    between = torch.empty(len(passes), device=image.device)
+    for start in range(0, len(passes), rows):
+        index, number = passes[start : start + rows].T
         ready = (rank[index] < number[:, None]).view(len(index), 1, *image.shape[2:])
-        logits = victim.logits(torch.where(ready, last[index], first[index]))
-        check_classes(classes, logits.shape[1], "target")
-        found.append(logits.softmax(1).gather(1, classes[index, None])[:, 0])
-    return Curves((changed.double() / count).cpu(), torch.cat(found).view(len(image), len(changed)).cpu())
+        here, there = (each.expand_as(image)[index] for each in (first, last))
+        logits = victim.logits(torch.where(ready, there, here))
+        between[start : start + rows] = _probability(logits, classes[index])
+    begin, end = reversed(ends) if inserted else ends
+    curve = torch.cat([begin, between.view(len(image), -1), end], 1)
+    return Curves((changed.double() / count).cpu(), curve.cpu())
+
+
+def _probability(logits: Tensor, target: Tensor) -> Tensor:
+    """The softmax probability (N,) of class target (N,)."""
+    return logits.softmax(1).gather(1, target[:, None])[:, 0]

@@ -94,6 +94,23 @@ def test_a_batch_is_its_images(network, image) -> None:
         torch.testing.assert_close(alone.probability[0], whole.probability[index], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [7, 64])
+def test_no_image_is_answered_twice(network, image, n: int) -> None:
+    """9 images of S steps: S + 1 images each, of which deletion's last is the same for all."""
+    seen: list[int] = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return network(x)
+
+    steps, maps = -(-64 // n), torch.rand(len(image), 8, 8)
+    insertion(watched, image, maps, pixels=n, kernel=5)
+    assert sum(seen) == 9 * (steps + 1) and max(seen) <= images_at_once(image)
+    seen.clear()
+    deletion(watched, image, maps, pixels=n)
+    assert sum(seen) == 9 * steps + 1
+
+
 def test_the_class_watched_may_be_another(network, image) -> None:
     other = (predicted_class(network, image) + 1) % 10
     found = deletion(network, image, torch.rand(len(image), 8, 8), other)
