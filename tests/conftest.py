@@ -7,10 +7,14 @@ import hypothesis
 import pytest
 import torch
 
+from deploytool.explain.explainer import Explainer, load_explainer
+from deploytool.explain.recipe import ExplainerRecipe
+from deploytool.explain.target import open_target
 from deploytool.export.artefact import export, export_untrained
 from deploytool.recipe import Recipe, load_recipe
 from deploytool.training.loop import train
 from deploytool.training.run import Run, load_run
+from deploytool.training.surrogate import train_explainer
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a slow machine is no wrong answer
 hypothesis.settings.load_profile("any machine")
@@ -64,6 +68,18 @@ def reasoned_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     changes = ["reasoning.every=1", "optimizer.epochs=3", "evaluate.images=120", labels]
     train(load_recipe(RECIPES / "digits-reasoning.yaml", [*SMALL, *changes]), folder)
     return load_run(folder)
+
+
+@pytest.fixture(scope="session")
+def float_explainer(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Explainer:
+    """A surrogate of the FLOAT run, with two sets of batch norms."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("explainer") / "float"
+    phase = {"first": 2, "then": 0}
+    document = {"name": "x", "student": {"arch": "resnet8"}, "explanation": {"l1": 0.01}}
+    schedule = {"student": phase, "explanation": phase}
+    train_explainer(open_target(trained_run.path), ExplainerRecipe.make(document | {"schedule": schedule}), folder)
+    return load_explainer(folder)
 
 
 @pytest.fixture(scope="session")
