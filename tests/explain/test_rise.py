@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploytool.data.catalogue import CATALOGUE
+from deploytool.data.datasets import load_dataset
 from deploytool.errors import InputError
 from deploytool.explain import attribution
+from deploytool.explain.attribution import predicted_class
+from deploytool.explain.controls import random_maps
+from deploytool.explain.faithfulness import deletion
 from deploytool.explain.rise import _masks, rise
 from deploytool.models.registry import build_backbone
+from deploytool.models.setting import Setting
 
 
 class Region(nn.Module):
@@ -78,6 +83,17 @@ def test_a_constant_answer_gives_its_probability_everywhere() -> None:
     logits = torch.tensor([2.0, 0.0, 0.0])
     found = rise(lambda x: logits.expand(len(x), 3), seeded(1, 1, 9, 9), torch.tensor([0]), masks=4000, cells=3)
     assert (found - logits.softmax(0)[0]).abs().max() < 0.05
+
+
+def test_it_is_more_faithful_than_noise(plain_run) -> None:
+    network = plain_run.model.plain_network(Setting(noise="none"))
+    image = load_dataset(plain_run.recipe.data).test.batch(slice(0, 20))[0]
+    target = predicted_class(network, image)
+    found, noise = (
+        float(deletion(network, image, maps, target).auc.mean())
+        for maps in (rise(network, image, target, 500, 4), random_maps(image))
+    )
+    assert found < 0.7 * noise
 
 
 @settings(max_examples=10)
