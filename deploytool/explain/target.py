@@ -9,8 +9,11 @@
 """
 
 import copy
+import difflib
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,19 +196,16 @@ def _torchvision_target(text: str) -> Target:
     name = text.removeprefix(TORCHVISION)
     known = models.list_models(models)
     if name not in known:
-        import difflib
-
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
         guess = f"did you mean {' or '.join(near)}?" if near else "known are those of torchvision.models.list_models()"
         raise InputError(f"target {text[:80]}: torchvision has no such classifier; {guess}")
     weights = models.get_model_weights(name).DEFAULT
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with redirect_stdout(sys.stderr):  # torch.hub says there what it downloads
+            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError as error:  # URLError, and whatever the disk says
         reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"target {text}: its weights cannot be had ({reason}); put them in torch.hub's cache"
-        ) from None
+        raise InputError(f"target {text}: no weights ({reason}); put them into torch.hub's cache") from None
     module = models.get_model(name)
     module.load_state_dict(state)
     transform = weights.transforms()

@@ -22,13 +22,20 @@ from deploytool.evaluation import image_batches
 from deploytool.explain.explainer import build_explainer, surrogate_setting
 from deploytool.explain.recipe import FILE, ExplainerRecipe
 from deploytool.explain.target import Target, working_network
-from deploytool.models.conditional import ConditionalModel
+from deploytool.models.conditional import ConditionalModel, DualNormModel
 from deploytool.models.setting import Setting
 from deploytool.models.surrogate import Surrogate
 from deploytool.progress import progress_bar
 from deploytool.training.distillation import distillation_loss, explanation_loss
 from deploytool.training.loop import epoch_generators, log_scalars, momentum_buffers, nesterov, restore, scalar_log
-from deploytool.training.run import Checkpoint, checkpoint_path, create_run, load_checkpoint, save_checkpoint
+from deploytool.training.run import (
+    Checkpoint,
+    checkpoint_path,
+    create_run,
+    load_checkpoint,
+    save_checkpoint,
+    tensor_problems,
+)
 
 Part = Literal["student", "explanation", "both"]
 
@@ -72,6 +79,8 @@ def train_explainer(
     schedule = recipe.schedule
     optimizer = nesterov(model.parameters(), 0.0, schedule.momentum, schedule.weight_decay)
     history: list[dict[str, Any]] = []
+    if not resume and recipe.student.start == "target":
+        _start_from(target, model)
     if resume:
         history, files = restore(folder, load_checkpoint(folder), model, optimizer, files)
     victims = [Victim(working_network(target.network(lam), place)) for lam in lambdas]
@@ -218,6 +227,32 @@ def _filled_in(recipe: ExplainerRecipe, target: Target) -> ExplainerRecipe:
         fidelity = "target" if target.has_gradients else "student"
     update = {"target": target.name, "explanation": explanation.model_copy(update={"fidelity": fidelity})}
     return recipe.model_copy(update=update)
+
+
+def _start_from(target: Target, model: ConditionalModel) -> None:
+    """Give the student the weights of a target of its own architecture, batch norms of both conditions among them."""
+    student = cast(Surrogate, model.backbone).student.resnet
+    names = {name: name.replace(".block.", ".") for name in student.state_dict() if ".attention." not in name}
+    expected = {plain: student.state_dict()[name] for name, plain in names.items()}
+
+    def tensors(lam: float | None) -> dict[str, Tensor]:
+        network = target.network(lam)
+        found = network.state_dict() if isinstance(network, nn.Module) else {}
+        problems = tensor_problems(expected, found)
+        if problems:
+            raise InputError(
+                f"student.start (=target) needs a target with weights, of the student's architecture: {problems[0]}"
+            )
+        return found
+
+    clean = tensors(0.0 if target.takes_lambda else None)
+    student.load_state_dict({name: clean[plain] for name, plain in names.items()}, strict=False)
+    if isinstance(model, DualNormModel):
+        attacked = tensors(1.0)
+        for name, norm in model.adversarial_set().items():
+            own = names.get(name.removeprefix("student.resnet.") + ".weight")
+            if own is not None:
+                norm.load_state_dict({key: attacked[own.removesuffix("weight") + key] for key in norm.state_dict()})
 
 
 def _call(module: nn.Module, prefix: str, state: dict[str, Tensor], *arguments: Any) -> Any:
