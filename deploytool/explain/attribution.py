@@ -124,9 +124,15 @@ def grad_cam(network: nn.Module, image: Tensor, target: Tensor, layer: str | Non
     maps = []
     for part, classes in _parts(image, target):
         _answer(network, part, classes)
-        coarse = method.attribute(part, classes, relu_attributions=True).detach()
-        maps.append(LayerAttribution.interpolate(coarse, tuple(image.shape[2:]), "bilinear")[:, 0])
+        maps.append(cam(method, part, classes))
     return _finite(torch.cat(maps))
+
+
+def cam(method: LayerGradCam, image: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM's maps in one forward and one backward pass, nothing checked: what the method itself costs."""
+    coarse: Tensor = method.attribute(image, target, relu_attributions=True).detach()
+    maps: Tensor = LayerAttribution.interpolate(coarse, tuple(image.shape[2:]), "bilinear")
+    return maps[:, 0]
 
 
 def check_patch(size: int, stride: int, image: Tensor) -> None:

@@ -156,7 +156,7 @@ def stability(run: Run, plan: Plan, settings: Sequence[Setting], device: str = "
         DataError: the data set cannot be loaded; InputError: an argument is out of range, or the run has no such
             width or layer, or answers NaN.
     """
-    image = draw(load_dataset(run.recipe.data).test, plan)
+    image = draw(load_dataset(run.recipe.data).test, plan.images, plan.seed)
     states = {run.model.knobs(setting): setting for setting in settings}
     for setting in states.values():
         run.model.skeleton(setting.width)  # raises now what would else be found after hours
@@ -211,7 +211,7 @@ def examples(
         DataError, InputError: as `stability`.
     """
     dataset = load_dataset(run.recipe.data)
-    image = draw(dataset.test, plan)[:count]
+    image = draw(dataset.test, plan.images, plan.seed)[:count]
     ends = {run.model.knobs(setting): setting for setting in (settings[0], settings[-1])}
     found: dict[Method, list[Example]] = {method: [] for method in plan.methods}
     for setting in ends.values():
@@ -235,10 +235,10 @@ def examples(
     return found
 
 
-def draw(test: Images, plan: Plan) -> Tensor:
-    """The test images (N, C, H, W) float32 in [0, 1] that a plan's seed draws, without replacement."""
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(plan.seed))
-    return test.batch(order[: plan.images])[0]
+def draw(test: Images, count: int, seed: int) -> Tensor:
+    """The test images (N, C, H, W) float32 in [0, 1] that a seed draws, none of them twice; all if fewer."""
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+    return test.batch(order[:count])[0]
 
 
 def describe(run: Run, setting: Setting) -> str:

@@ -7,10 +7,14 @@ An attack runs the same state many times; the batch norms' passes over the activ
 saved each time, the answers stay the same up to rounding. `deploytool.runtime.partial` does this to ONNX graphs.
 """
 
+import copy
 from collections.abc import Callable
+from typing import cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.nn.utils import fuse_conv_bn_eval
 
 State = dict[str, Tensor]
 
@@ -92,3 +96,35 @@ def folded_network(module: nn.Module) -> Callable[[Tensor], Tensor]:
     folded = FoldedBackbone(module)
     state = folded.fold({**dict(module.named_parameters()), **dict(module.named_buffers())})
     return lambda image: folded(state, image)
+
+
+@torch.no_grad()
+def folded_module(module: nn.Module, image: Tensor) -> nn.Module:
+    """A copy of an evaluation-mode network with its batch norms folded, its submodules under the names they had.
+
+    Hooks find their layers there, and a single image is answered sooner than by `folded_network`, which brings its
+    tensors along with every call. Where the whole cannot be traced, its parts are folded one by one; where the copy
+    then answers otherwise, because a parent calls something inside of them, it comes back with its batch norms.
+
+    Args:
+        module: answers a tensor, or a tuple of them; it stays as it is.
+        image: (N, C, H, W), to compare answers on, where the module is.
+    """
+    folded = copy.deepcopy(module).eval().requires_grad_(False)
+    _fold_parts(folded)
+    before, after = (answer if isinstance(answer, tuple) else (answer,) for answer in (module(image), folded(image)))
+    same = all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max())) for a, b in zip(before, after, strict=True)
+    )
+    return folded if same else copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def _fold_parts(module: nn.Module) -> None:
+    traced = FoldedBackbone(module)
+    if traced.network is module:
+        for child in module.children():
+            _fold_parts(child)
+    for conv, norm, _ in traced.pairs:
+        pair = cast(nn.Conv2d, module.get_submodule(conv)), cast(nn.BatchNorm2d, module.get_submodule(norm))
+        module.set_submodule(conv, fuse_conv_bn_eval(*pair))
+        module.set_submodule(norm, nn.Identity())

@@ -38,7 +38,7 @@ def heatmap_figure(examples: "Sequence[Example]", path: Path) -> None:
     images: Any = grid[0].subgridspec(rows, 1, hspace=0.3).subplots(squeeze=False)
     images[0, 0].set_title("image", fontsize=9)
     for row in range(rows):
-        _picture(images[row, 0], examples[0].image[row])
+        picture(images[row, 0], examples[0].image[row])
     shade: Any = None
     for index, example in enumerate(examples):
         axes: Any = grid[1 + index].subgridspec(rows, 4, hspace=0.3, wspace=0.06).subplots(squeeze=False)
@@ -65,31 +65,36 @@ def _block(panels: Any, example: "Example", row: int) -> Any:
     seen = example.image[row], example.pair.image[row]
     for side, maps in enumerate((example.pair.first[row], example.pair.second[row])):
         plain, over = panels[2 * side], panels[2 * side + 1]
-        _picture(over, seen[side])
-        _heat(over, maps, OVERLAY)
-        shade = _heat(plain, maps)
-    name = example.classes[row]
-    short = name if len(name) <= LABEL else name[: LABEL - 3] + "..."
-    panels[0].set_ylabel("class " + short.replace("$", "\\$"), fontsize=8, labelpad=2)
+        picture(over, seen[side])
+        heat(over, maps, OVERLAY)
+        shade = heat(plain, maps)
+    panels[0].set_ylabel("class " + short_name(example.classes[row]), fontsize=8, labelpad=2)
     between = {"transform": panels[1].transAxes, "ha": "center", "va": "top", "fontsize": 9}
     panels[1].text(1.03, -0.05, f"SSD {float(example.ssd[row]):.2f}", **between)
     return shade
 
 
-def _picture(panel: Any, image: "Tensor") -> None:
+def short_name(name: str) -> str:
+    """A class's name as matplotlib writes it beside an image, cut where it is too long."""
+    short = name if len(name) <= LABEL else name[: LABEL - 3] + "..."
+    return short.replace("$", "\\$")
+
+
+def picture(panel: Any, image: "Tensor") -> None:
     """Draw an image (C, H, W) in [0, 1]: in colour where it has three channels, else the mean of them in gray."""
     pixels = image.permute(1, 2, 0).numpy() if len(image) == 3 else image.mean(0).numpy()
     panel.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _bare(panel)
+    bare(panel)
 
 
-def _heat(panel: Any, maps: "Tensor", alpha: float = 1.0) -> Any:
+def heat(panel: Any, maps: "Tensor", alpha: float = 1.0) -> Any:
     """Draw a map (H, W) in [0, 1]."""
     drawn = panel.imshow(np.asarray(maps), cmap=COLOURS, vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
-    _bare(panel)
+    bare(panel)
     return drawn
 
 
-def _bare(panel: Any) -> None:
+def bare(panel: Any) -> None:
+    """Leave out an axis's ticks."""
     panel.set_xticks([])
     panel.set_yticks([])

@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_the_network(trained_run: Run) -> None:
     plan = Plan(images=7, seed=1, sizes=(3, 2), stride=1, sigma=1.0)
     setting = Setting(0.7, 0.5)
     rows = study.stability(trained_run, plan, [setting])["rows"]
-    image = draw(load_dataset(trained_run.recipe.data).test, plan)
+    image = draw(load_dataset(trained_run.recipe.data).test, plan.images, plan.seed)
     network = trained_run.model.plain_network(setting)
     for row, found in zip(
         rows, (patch_stability(network, image, (3, 2), 1), blur_stability(network, image, 1.0)), strict=True
@@ -82,7 +82,7 @@ def test_reasoning_labels_are_no_classes(reasoned_run: Run) -> None:
     """Maps explain the class, and the head for reasons changes nothing about them."""
     plan = Plan(images=5, sizes=(3, 2), stride=2)
     rows = study.stability(reasoned_run, plan, [Setting(noise="none")])["rows"]
-    image = draw(load_dataset(reasoned_run.recipe.data).test, plan)
+    image = draw(load_dataset(reasoned_run.recipe.data).test, plan.images, plan.seed)
     with_head = reasoned_run.model.plain_network(Setting(noise="none"), reasoning=True)
 
     class Classes(nn.Module):
@@ -135,11 +135,11 @@ def test_settings_are_those_of_the_recipes_method(trained_run: Run, plain_run: R
 
 def test_images_are_drawn_once_each_by_the_seed(plain_run: Run) -> None:
     test = load_dataset(plain_run.recipe.data).test
-    everything = draw(test, Plan(images=10_000))
+    everything = draw(test, 10_000, 0)
     assert len(everything) == len(test) == 500
     assert sorted(x.numpy().tobytes() for x in everything) == sorted(x.numpy().tobytes() for x in test.images)
-    assert torch.equal(draw(test, Plan(images=5)), everything[:5])
-    assert not torch.equal(draw(test, Plan(images=5, seed=1)), everything[:5])
+    assert torch.equal(draw(test, 5, 0), everything[:5])
+    assert not torch.equal(draw(test, 5, 1), everything[:5])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from torch import nn
 
 from deploytool.data.catalogue import CATALOGUE
 from deploytool.models.conditional import FloatModel
-from deploytool.models.folding import FoldedBackbone
+from deploytool.models.folding import FoldedBackbone, folded_module
 from deploytool.models.registry import BACKBONES, build_backbone
 from deploytool.models.setting import Setting
+from deploytool.models.surrogate import build_surrogate
 
 
 def randomize(network: nn.Module) -> nn.Module:
@@ -106,3 +107,44 @@ def test_the_backbone_itself_is_not_changed() -> None:
     FoldedBackbone(network)
     assert [name for name, _ in network.named_parameters()] == names
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+class Peeking(nn.Module):
+    """Calls a part of a part, which sees no batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.part(image) + self.part[0](image) * len(list(image))  # which cannot be traced
+
+
+@torch.no_grad()
+def test_a_folded_module_keeps_its_submodules() -> None:
+    network, image = randomize(build_backbone("resnet8", CATALOGUE["cifar10"])), torch.rand(2, 3, 32, 32)
+    folded = folded_module(network, image)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(image), network(image), rtol=1e-4, atol=1e-4)
+    seen: list[torch.Tensor] = []
+    for each in (network, folded):
+        each.get_submodule("layer3").register_forward_hook(lambda module, given, answer: seen.append(answer))
+        each(image)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_surrogate_is_folded_part_by_part() -> None:
+    surrogate, image = randomize(build_surrogate("resnet8", CATALOGUE["cifar10"])), torch.rand(2, 3, 32, 32)
+    assert not FoldedBackbone(surrogate).pairs
+    folded = folded_module(surrogate, image)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    for found, expected in zip(folded(image), surrogate(image), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_fold_that_would_change_the_answer_is_taken_back() -> None:
+    network, image = randomize(Peeking()), torch.rand(2, 1, 4, 4)
+    folded = folded_module(network, image)
+    assert folded is not network and torch.equal(folded(image), network(image))
