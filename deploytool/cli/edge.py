@@ -37,6 +37,12 @@ from deploytool.cli.base import (
 @click.option("--compress", is_flag=True, help="Store weights that are mostly zeros sparse; any runtime restores them.")
 @click.option("--quantize", type=click.Choice(["int8"]), help="Store 8-bit weights, and what INT8 networks need.")
 @click.option("--calibration-images", type=click.IntRange(1, 1 << 20), help="Images for --quantize. [256]")
+@click.option(
+    "--explainer",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="A surrogate trained on RUN (explain train): its maps become the output `saliency`, in float32.",
+)
 @set_option
 @json_option
 def export(
@@ -50,6 +56,7 @@ def export(
     compress: bool,
     quantize: Any,
     calibration_images: int | None,
+    explainer: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -62,7 +69,10 @@ def export(
         raise click.UsageError("--set works with --untrained alone: a trained run's recipe is fixed")
     if calibration_images and not quantize:
         raise click.UsageError("--calibration-images goes with --quantize")
+    if untrained and explainer is not None:
+        raise click.UsageError("--explainer explains a trained run; leave out --untrained")
     require_extra("train")
+    from deploytool.explain.explainer import load_explainer
     from deploytool.export import artefact
     from deploytool.export.quantize import lost_accuracy, moved_coverage
     from deploytool.recipe import load_recipe
@@ -82,7 +92,8 @@ def export(
         assert output is not None
         result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
     else:
-        result = artefact.export(load_run(run), output, **options)
+        surrogate = None if explainer is None else load_explainer(explainer)
+        result = artefact.export(load_run(run), output, explainer=surrogate, **options)
     rows = result.get("quantization", {}).get("rows", [])
     for warning in (lost_accuracy(rows), moved_coverage(rows)):
         if warning:

@@ -18,12 +18,14 @@ from deploytool.data.catalogue import DatasetInfo
 from deploytool.data.datasets import dataset_info, load_dataset
 from deploytool.errors import DataError, InputError, ParityError
 from deploytool.evaluation import deployed
+from deploytool.explain.explainer import Explainer
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.compress import compress_weights
-from deploytool.export.condition import add_condition
+from deploytool.export.condition import add_condition, clean_setting
 from deploytool.export.heads import split_heads
 from deploytool.export.parity import Parity, check_parity, max_difference
 from deploytool.export.quantize import Quantizer, quantizer_of_run, quantizer_of_untrained
+from deploytool.export.saliency import Surrogate, add_saliency, explainer_note, surrogate_graph, surrogate_of
 from deploytool.export.shrink import Shrunk, shrink, weight_count
 from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel, weight_names
@@ -32,6 +34,7 @@ from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.recipe import FloatMethod, Recipe
 from deploytool.runtime.reasoning import Reasoning
+from deploytool.runtime.saliency import SALIENCY
 from deploytool.training.run import Run
 
 TOLERANCE = 1e-3
@@ -47,6 +50,7 @@ def export(
     compress: bool = False,
     quantize: Literal["int8"] | None = None,
     calibration_images: int | None = None,
+    explainer: Explainer | None = None,
 ) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
 
@@ -61,18 +65,23 @@ def export(
         compress: store weights that are mostly zeros sparse; see `deploytool.export.compress`.
         quantize: make the file fit for INT8; see `deploytool.export.quantize`. Parity is checked before that.
         calibration_images: how many training images to measure activations on; 256 where None.
+        explainer: one that was trained on this run; its maps are the file's output `saliency`. It stays float32.
 
     Returns:
         `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`; for a model with masks also what
         `compression` returns; with `compress` also `storage`, what `compress_weights` returns;
-        with `quantize` also `quantization`, what `Quantizer` returns.
+        with `quantize` also `quantization`, what `Quantizer` returns; with `explainer`, `parity` has the errors of each
+        output too, as `outputs`.
 
     Raises:
-        ParityError: a logit, or a probability of a reasoning label, is off by more than 1e-3; nothing is left behind.
+        ParityError: a logit, a probability of a reasoning label or a value of a map is off by more than 1e-3; nothing
+            is left behind.
         InputError: conditioning or threshold do not fit the method, or `round_channels` is another number.
+        RunError: the explainer is not this run's.
         DataError: there are no images to calibrate on.
     """
     recipe, info = run.recipe, run.checkpoint.data
+    surrogate = None if explainer is None else surrogate_of(run, explainer)
     try:
         images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
     except DataError:
@@ -80,9 +89,8 @@ def export(
     setting, narrow = _widths(run.model, export_setting(recipe, conditioning, lambda_threshold), width)
     quantizer = quantizer_of_run(run, setting, narrow, calibration_images) if quantize else None
     path = file or run.path / "model.onnx"
-    return write_artefact(
-        run.model, recipe, info, images, path, setting, True, round_channels, narrow, compress, quantizer, run.labels
-    )
+    options = (True, round_channels, narrow, compress, quantizer, run.labels, surrogate)
+    return write_artefact(run.model, recipe, info, images, path, setting, *options)
 
 
 def export_untrained(
@@ -156,25 +164,27 @@ def write_artefact(
     compress: bool = False,
     quantizer: Quantizer | None = None,
     labels: LabelMap | None = None,
+    surrogate: Surrogate | None = None,
 ) -> dict[str, Any]:
     """Build, check and write; see `export`.
 
-    `images` (7, C, H, W) are what parity is measured on; `labels` are those of a model with reasoning labels.
+    `images` (7, C, H, W) are what parity is measured on; `labels` are those of a model with reasoning labels, and
+    `surrogate` draws the maps of a file that has them.
     """
     graph = build_graph(model, info, setting, round_channels, narrow)
-    onnx.helper.set_model_props(graph, metadata(model, recipe, info, setting, trained, narrow, labels))
+    properties = metadata(model, recipe, info, setting, trained, narrow, labels)
+    if surrogate is not None:
+        add_saliency(graph, surrogate_graph(surrogate.explainer, surrogate.at(setting), [SALIENCY]))
+        properties |= explainer_note(surrogate.explainer).to_properties()
+    onnx.helper.set_model_props(graph, properties)
     numbers: dict[str, Any] = compression(model, graph, setting)
     if compress and quantizer is None:  # parity is that of the file as it stands
         numbers["storage"] = compress_weights(graph)
     path = Path(file)
     with atomic_path(path) as aside:
         aside.write_bytes(graph.SerializeToString())
-        parity = check_parity(aside, model, setting, images, narrow)
-        if not parity.max_abs_error <= TOLERANCE:
-            raise ParityError(
-                f"{path} was not written: its answers differ from the model's by {parity.max_abs_error:.2e} "
-                f"({parity.worst}), allowed {TOLERANCE:.0e}; please report this with the recipe"
-            )
+        parity = check_parity(aside, model, setting, images, narrow, surrogate)
+        accept_parity(path, parity)
         if quantizer is not None:  # rounding is no fault of the graph: accuracy is measured instead
             numbers["quantization"] = quantizer(graph)
             dense = graph.SerializeToString()
@@ -221,11 +231,6 @@ def build_graph(
     return graph
 
 
-def clean_setting(setting: Setting) -> Setting:
-    """The setting's clean boundary condition, which the graph's stored tensors are those of."""
-    return replace(setting, lam=0.0, noise="none", conditioning="switch")
-
-
 def compression(model: ConditionalModel, graph: onnx.ModelProto, setting: Setting) -> dict[str, float]:
     """How much smaller masks make a model, and its file; nothing for a model without masks.
 
@@ -262,14 +267,32 @@ def metadata(
     labels: LabelMap | None = None,
 ) -> dict[str, str]:
     """The file's `deploytool.*` properties, the contract with the runtime."""
+    properties: dict[str, Any] = {"arch": recipe.model.arch, "method": recipe.method.name, "trained": trained}
+    if isinstance(recipe.method, FloatMethod):
+        properties["noise_seed"] = recipe.method.noise_seed
+    reasons: dict[str, str] = {}
+    if model.reason_vectors is not None:
+        assert labels is not None and recipe.reasoning is not None
+        vectors = model.reason_vectors.cpu().numpy()
+        reasons = Reasoning(info.classes, labels.labels, vectors, recipe.reasoning.threshold).to_properties()
+    common = common_metadata(model, info, setting, recipe.name, recipe.digest(), narrow)
+    return reasons | common | _as_texts(properties)
+
+
+def common_metadata(
+    model: ConditionalModel,
+    info: DatasetInfo,
+    setting: Setting,
+    name: str,
+    recipe: str,
+    narrow: Sequence[float] = (),
+) -> dict[str, str]:
+    """The properties that files of classifiers and of explainers have; `recipe` is a digest."""
     channels, height, width = info.shape
     properties: dict[str, Any] = {
         "version": __version__,
-        "recipe": recipe.digest(),
-        "name": recipe.name,
-        "arch": recipe.model.arch,
-        "method": recipe.method.name,
-        "trained": trained,
+        "recipe": recipe,
+        "name": name,
         "classes": list(info.classes),
         "preprocessing": {
             "mode": "L" if channels == 1 else "RGB",
@@ -285,18 +308,25 @@ def metadata(
             "lambda_threshold": setting.lambda_threshold,
             "noise": "none" if setting.noise == "none" else "frozen draw",
         }
-    if isinstance(recipe.method, FloatMethod):
-        properties["noise_seed"] = recipe.method.noise_seed
-    reasons: dict[str, str] = {}
-    if model.reason_vectors is not None:
-        assert labels is not None and recipe.reasoning is not None
-        vectors = model.reason_vectors.cpu().numpy()
-        reasons = Reasoning(info.classes, labels.labels, vectors, recipe.reasoning.threshold).to_properties()
-    return reasons | {
+    return _as_texts(properties)
+
+
+def _as_texts(properties: dict[str, Any]) -> dict[str, str]:
+    return {
         f"deploytool.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in properties.items()
     }
 
 
+def accept_parity(path: Path, parity: Parity) -> None:
+    """Raise ParityError where a file is off by more than 1e-3."""
+    if not parity.max_abs_error <= TOLERANCE:
+        raise ParityError(
+            f"{path} was not written: its answers differ from the model's by {parity.max_abs_error:.2e} "
+            f"({parity.worst}), allowed {TOLERANCE:.0e}; please report this with the recipe"
+        )
+
+
 def parity_dict(parity: Parity) -> dict[str, Any]:
     """The parity as `export --json` prints it."""
-    return {"max_abs_error": parity.max_abs_error, "cases": parity.cases}
+    errors = {"outputs": parity.outputs} if SALIENCY in parity.outputs else {}
+    return {"max_abs_error": parity.max_abs_error, "cases": parity.cases, **errors}

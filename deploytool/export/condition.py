@@ -16,6 +16,7 @@ costs one short table, not a second copy of the weights; alpha * std is one numb
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,11 @@ def add_condition(
     del graph.initializer[:]
     graph.initializer.extend([*kept, *builder.initializers.values()])
     drop_unused_initializers(graph)
+
+
+def clean_setting(setting: Setting) -> Setting:
+    """The setting's clean boundary condition, which the graph's stored tensors are those of."""
+    return replace(setting, lam=0.0, noise="none", conditioning="switch")
 
 
 class _Builder:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from deploytool.export.heads import LOGITS, REASONING
+from deploytool.export.saliency import Surrogate
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
+from deploytool.runtime.saliency import SALIENCY
 
 Array = np.ndarray[Any, Any]
 
@@ -25,25 +27,39 @@ THRESHOLDS = (0.0, 0.5)
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest absolute difference of a value over all cases, the case it happened in, and how many there were."""
+    """How far the values of a file are from the model's.
+
+    Attributes:
+        max_abs_error: the largest absolute difference over all cases.
+        worst: the case it happened in.
+        cases: how many there were.
+        outputs: the largest difference of each output.
+    """
 
     max_abs_error: float
     worst: str
     cases: int
+    outputs: dict[str, float] = field(default_factory=dict)
 
 
 def check_parity(
-    path: Path, model: ConditionalModel, setting: Setting, images: Tensor, narrow: Sequence[float] = ()
+    path: Path,
+    model: ConditionalModel,
+    setting: Setting,
+    images: Tensor,
+    narrow: Sequence[float] = (),
+    surrogate: Surrogate | None = None,
 ) -> Parity:
     """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds, widths and batch sizes.
 
-    Values are logits, and the probabilities of a model with reasoning labels.
+    Values are logits, the probabilities of a model with reasoning labels, and those of maps.
 
     Args:
         path: the exported file.
         model: the trained model; evaluated in evaluation mode with its trained batch-norm statistics.
         setting: width, conditioning and noise mode of the file.
         narrow: further widths in the file.
+        surrogate: what draws the file's maps, beside the model. A model that is a surrogate itself draws its own.
         images: (7, C, H, W) float32 in [0, 1]; used as a batch of 7 and a batch of 1.
 
     Returns:
@@ -52,6 +68,7 @@ def check_parity(
     proto = onnx.load(str(path))
     thresholds = THRESHOLDS if any(t.name == "lambda_threshold" for t in proto.graph.initializer) else (0.0,)
     worst, where, cases = -1.0, "", 0
+    outputs: dict[str, float] = {}
     for threshold in thresholds:
         set_threshold(proto, threshold)
         session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -59,19 +76,20 @@ def check_parity(
         for lam, width in itertools.product(lambdas, (*narrow, setting.width)):
             at = replace(setting, lam=lam, lambda_threshold=threshold, width=width)
             for batch in (1, len(images)):
-                with model.network(at, reasoning=True) as network, torch.no_grad():
-                    expected = _outputs(model, network(images[:batch]))
+                expected = _expected(model, at, images[:batch], surrogate)
                 feed = {"image": images[:batch].cpu().numpy()}
                 if model.is_conditional:
                     feed["lambda"] = np.array(lam, np.float32)
                 if narrow:
                     feed["width"] = np.array(width, np.float32)
-                answers = session.run(list(expected), feed)
-                error = max(_difference(*pair) for pair in zip(answers, expected.values(), strict=True))
                 cases += 1
-                if not error <= worst:
-                    worst, where = error, f"lambda {lam:g}, threshold {threshold:g}, width {width:g}, batch {batch}"
-    return Parity(worst, where, cases)
+                for name, answer in zip(expected, session.run(list(expected), feed), strict=True):
+                    error = _difference(answer, expected[name])
+                    outputs[name] = float(np.maximum(outputs.get(name, error), error))  # NaN stays
+                    if error > worst or np.isnan(error):
+                        case = f"lambda {lam:g}, threshold {threshold:g}, width {width:g}, batch {batch}"
+                        worst, where = error, f"{name} at {case}"
+    return Parity(worst, where, cases, outputs)
 
 
 def max_difference(one: bytes, other: bytes, images: Tensor) -> float:
@@ -89,11 +107,20 @@ def max_difference(one: bytes, other: bytes, images: Tensor) -> float:
     return max(_difference(*pair) for pair in zip(*answers, strict=True))
 
 
-def _outputs(model: ConditionalModel, answer: Tensor) -> dict[str, Array]:
-    """The outputs of a file by name, from a model's whole answer (N, K + R)."""
-    outputs = {LOGITS: model.logits(answer)}
-    if model.reasons:
-        outputs[REASONING] = answer[:, -model.reasons :].sigmoid()
+@torch.no_grad()
+def _expected(model: ConditionalModel, at: Setting, images: Tensor, surrogate: Surrogate | None) -> dict[str, Array]:
+    """The outputs of a file by name, from what torch answers."""
+    with model.network(at, reasoning=True) as network:
+        answer: Tensor | tuple[Tensor, Tensor] = network(images)
+    if isinstance(answer, tuple):  # a surrogate's
+        outputs = dict(zip((LOGITS, SALIENCY), answer, strict=True))
+    else:
+        outputs = {LOGITS: model.logits(answer)}
+        if model.reasons:
+            outputs[REASONING] = answer[:, -model.reasons :].sigmoid()
+    if surrogate is not None:
+        with surrogate.explainer.model.network(surrogate.at(at)) as network:
+            outputs[SALIENCY] = network(images)[1]
     return {name: value.cpu().numpy() for name, value in outputs.items()}
 
 

@@ -98,6 +98,23 @@ def models_table(rows: Sequence[Row]) -> str:
     return tabulate(table, heads, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 3)
 
 
+def explainer_table(document: Row) -> str:
+    """Render what training an explainer gave: a line per lambda, shares of the test images, and the rest below."""
+    kinds = {
+        "target_accuracy": "target",
+        "student_accuracy": "student",
+        "agreement": "agree",
+        "explained_agreement": "agree on H * x",
+        "mean_intensity": "mean of H",
+    }
+    table = [
+        ["-" if row["lambda"] is None else f"{row['lambda']:g}", *(f"{row[key]:.3f}" for key in kinds)]
+        for row in document["rows"]
+    ]
+    text = tabulate(table, ["lambda", *kinds.values()], tablefmt="simple", disable_numparse=True)
+    return f"{text}\n\n{key_values({key: value for key, value in document.items() if key != 'rows'})}"
+
+
 def prediction_table(predictions: Sequence[Row]) -> str:
     """Render predictions: a line per image with its best classes, then the verdicts on their reasons, if any."""
     table = [

@@ -17,6 +17,7 @@ from deploytool.errors import ArtefactError
 from deploytool.runtime.graph import Graph, take_apart
 from deploytool.runtime.ranges import Ranges, read_ranges
 from deploytool.runtime.reasoning import Reasoning, read_reasoning
+from deploytool.runtime.saliency import SALIENCY, ExplainerNote, is_map, read_explainer
 from deploytool.runtime.validation import check_graph, check_tensors
 
 MAX_FILE_BYTES = 2**31 - 1  # a protobuf message holds no more
@@ -43,6 +44,7 @@ class Metadata:
         ranges: of the activations, in a file to specialise that was exported with `--quantize int8`.
         precision: of a plain network: `int8`, `float32`, or None where the file does not say.
         reasoning: what the output `reasoning` means; None where the file has none.
+        explainer: where the output `saliency` comes from; None where the file has none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Metadata:
     ranges: Ranges | None = None
     precision: str | None = None
     reasoning: Reasoning | None = None
+    explainer: ExplainerNote | None = None
 
     @property
     def fixed(self) -> bool:
@@ -190,6 +193,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         widths = tuple(_number(str(width)) or 0.0 for width in _json(properties.get("widths", "[1.0]"), list))
         ranges = read_ranges(properties["quantization"]) if "quantization" in properties else None
         reasoning = read_reasoning(dict(pairs), classes)
+        explainer = read_explainer(dict(pairs))
         if properties.get("precision") not in (None, "int8", "float32"):
             raise ValueError(f"precision {properties['precision'][:40]}")
         if properties.get("conditioning") not in (None, "switch", "interpolate"):
@@ -206,6 +210,9 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
     expected = [] if reasoning is None else [len(reasoning.labels)]
     if ("reasoning" in outputs) != bool(expected) or [dim.dim_value for dim in reasons[1:]] != expected:
         raise ArtefactError(f"{path}: metadata does not fit the graph (reasoning labels); export it again")
+    drawn = SALIENCY in outputs
+    if drawn != (explainer is not None) or (drawn and not is_map(outputs[SALIENCY], shape)):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (saliency maps); export it again")
     thresholds = (0.0, 0.5) if any(t.name == "lambda_threshold" for t in model.graph.initializer) else (None,)
     if ranges is not None and not ranges.cover(thresholds, widths):
         raise ArtefactError(f"{path}: metadata does not fit the graph (activation ranges); export it again")
@@ -226,6 +233,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         ranges=ranges,
         precision=properties.get("precision"),
         reasoning=reasoning,
+        explainer=explainer,
     )
 
 

@@ -1,7 +1,7 @@
 """An ONNX model taken apart: its nodes, and its tensors as numpy arrays that sessions and settings can share."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,3 +67,19 @@ def assemble(graph: Graph, properties: Mapping[str, str] | None = None, fed: Ite
     model.graph.CopyFrom(helper.make_graph(graph.nodes, graph.name, inputs, graph.outputs, tensors))
     helper.set_model_props(model, dict(properties or {}))
     return model
+
+
+def select_outputs(graph: Graph, outputs: Sequence[str]) -> Graph:
+    """The graph with these outputs alone, and with no node that they do not need."""
+    needed = set(outputs)
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(name for name in node.input if name)
+    return replace(
+        graph,
+        nodes=tuple(reversed(nodes)),
+        constants={name: value for name, value in graph.constants.items() if name in needed},
+        outputs=tuple(value for value in graph.outputs if value.name in outputs),
+    )

@@ -21,11 +21,12 @@ import onnx
 from deploytool.errors import ArtefactError, InputError
 from deploytool.models.setting import as_single, check_lambda, check_threshold_value, check_width
 from deploytool.runtime.artefact import Artefact
-from deploytool.runtime.graph import Graph, assemble
+from deploytool.runtime.graph import Graph, assemble, select_outputs
 from deploytool.runtime.operators import MAX_HELD_BYTES, OPERATORS, evaluate_node
 from deploytool.runtime.quantized import int8_weights, quantized_graph, with_pooled_means
 from deploytool.runtime.ranges import PRECISION, QUANTIZATION, Precision
 from deploytool.runtime.reasoning import LABELS, THRESHOLD, VECTORS
+from deploytool.runtime.saliency import EXPLAINER, SALIENCY
 from deploytool.runtime.validation import check_graph
 
 Array = np.ndarray[Any, Any]
@@ -63,7 +64,8 @@ def specialized_model(
     outputs, precision = check_outputs(artefact, outputs), check_precision(artefact, precision)
     graph = specialized_graph(artefact, lam, lambda_threshold, width, outputs, precision)
     reasons = () if "reasoning" in outputs else (LABELS, VECTORS, THRESHOLD)
-    dropped = "deploytool.storage", QUANTIZATION, *reasons
+    maps = () if SALIENCY in outputs else (EXPLAINER,)
+    dropped = "deploytool.storage", QUANTIZATION, *reasons, *maps
     properties = {key: value for key, value in artefact.properties.items() if key not in dropped}
     properties[PRECISION] = precision
     if len(artefact.metadata.widths) > 1:
@@ -174,22 +176,6 @@ def check_outputs(artefact: Artefact, outputs: Sequence[str] | None) -> tuple[st
         wrong = f"output {unknown[0]!r} is not in {artefact.path}" if unknown else "no output was named"
         raise InputError(f"{wrong}; it has {', '.join(known)}")
     return outputs
-
-
-def select_outputs(graph: Graph, outputs: Sequence[str]) -> Graph:
-    """The graph with these outputs alone, and with no node that they do not need."""
-    needed = set(outputs)
-    nodes: list[onnx.NodeProto] = []
-    for node in reversed(graph.nodes):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(name for name in node.input if name)
-    return replace(
-        graph,
-        nodes=tuple(reversed(nodes)),
-        constants={name: value for name, value in graph.constants.items() if name in needed},
-        outputs=tuple(value for value in graph.outputs if value.name in outputs),
-    )
 
 
 def evaluate(graph: Graph, given: Mapping[str, Array] | None = None) -> Graph:

@@ -12,6 +12,7 @@ fuses what stands between them to QLinearConv, QLinearAdd, QLinearGlobalAverageP
 - What moves values and leaves them as they are (MaxPool, Flatten, Pad with zeros ...) keeps the scale of its input.
 - All else computes in float32 between a DQ and a Q: normalisation of the image, batch norms that do not fold.
 - The mean over height and width becomes a GlobalAveragePool, which has an INT8 form.
+- What the output `saliency` alone needs stays as it is: an explainer computes in float32 beside an INT8 classifier.
 """
 
 from collections import Counter
@@ -24,13 +25,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from deploytool.runtime.graph import Graph
+from deploytool.runtime.graph import Graph, select_outputs
 from deploytool.runtime.ranges import Range
 from deploytool.runtime.rounding import activation_scale, layer_scales, rounded_bias, rounded_weight
 
 Array = np.ndarray[Any, Any]
 
 CARRIERS = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+FLOAT_OUTPUTS = frozenset({"saliency"})
 KEEP_RANK = frozenset({"Add", "BatchNormalization", "Clip", "Relu", "MaxPool", "AveragePool"})
 
 
@@ -42,11 +44,13 @@ class Plan:
         nodes: the graph's, in topological order, without activations that a Q takes the place of.
         sources: quantised tensor -> the tensor whose range it has: itself, or what a MaxPool and the like carried on.
         bounds: of the activation that a Q takes the place of, by tensor.
+        beside: nodes that follow those, and stay as they are.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
     sources: Mapping[str, str]
     bounds: Mapping[str, Range]
+    beside: tuple[onnx.NodeProto, ...] = ()
 
 
 def measured_tensors(graph: Graph) -> list[str]:
@@ -110,6 +114,7 @@ def int8_weights(graph: Graph) -> set[str]:
 
 def make_plan(graph: Graph) -> Plan:
     """Decide what of a graph is computed in INT8."""
+    graph, beside = _without_float_outputs(graph)
     outputs = {value.name for value in graph.outputs}
     outputs |= {node.input[0] for node in graph.nodes if node.op_type == "Sigmoid" and node.output[0] in outputs}
     nodes, bounds = _without_activations(graph, outputs)
@@ -122,7 +127,7 @@ def make_plan(graph: Graph) -> Plan:
                 sources[name] = sources[node.input[0]]
             elif name in own:
                 sources[name] = name
-    return Plan(nodes, sources, bounds)
+    return Plan(nodes, sources, bounds, beside)
 
 
 def is_int8(node: onnx.NodeProto, graph: Graph) -> bool:
@@ -171,6 +176,9 @@ class _Writer:
             self.nodes.append(written)
             for name in node.output:
                 self.pair(name)
+        self.nodes += self.plan.beside
+        read = {name for node in self.plan.beside for name in node.input}
+        self.constants.update((name, value) for name, value in self.graph.constants.items() if name in read)
         return replace(self.graph, nodes=tuple(self.nodes), constants=self.constants)
 
     def pair(self, tensor: str) -> None:
@@ -208,6 +216,15 @@ class _Writer:
     def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
+
+
+def _without_float_outputs(graph: Graph) -> tuple[Graph, tuple[onnx.NodeProto, ...]]:
+    """The graph of the outputs that INT8 can compute, and the nodes that only the others need."""
+    kept = select_outputs(graph, [value.name for value in graph.outputs if value.name not in FLOAT_OUTPUTS])
+    if len(kept.outputs) == len(graph.outputs):
+        return graph, ()
+    ids = set(map(id, kept.nodes))
+    return kept, tuple(node for node in graph.nodes if id(node) not in ids)
 
 
 def _without_activations(graph: Graph, outputs: set[str]) -> tuple[tuple[onnx.NodeProto, ...], dict[str, Range]]:

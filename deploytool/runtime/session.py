@@ -19,7 +19,7 @@ from deploytool.models.setting import as_single
 from deploytool.runtime.artefact import Artefact, read_artefact
 from deploytool.runtime.cache import NetworkCache
 from deploytool.runtime.calibration import Inference, calibrated_threads
-from deploytool.runtime.graph import Graph
+from deploytool.runtime.graph import Graph, select_outputs
 from deploytool.runtime.layout import Layout, learn_layout
 from deploytool.runtime.network import FedNetwork, Network, OwnSession, fed_network, share
 from deploytool.runtime.partial import (
@@ -29,10 +29,10 @@ from deploytool.runtime.partial import (
     check_precision,
     check_threshold,
     evaluate,
-    select_outputs,
     specialized_graph,
 )
 from deploytool.runtime.reasoning import Reasoning, Verdict, check_reasoning_threshold
+from deploytool.runtime.saliency import SALIENCY
 from deploytool.runtime.threads import available_threads, check_threads
 
 Array = np.ndarray[Any, Any]
@@ -80,6 +80,9 @@ class Session:
         session = Session("model.onnx", outputs=("logits", "reasoning"))     of a model with reasoning labels
         [verdict] = session.judge(image, lam=0.3)
         verdict.words                                   "classified panda, rejected: says tires, seats; lacks paws"
+
+        session = Session("model.onnx", outputs=("logits", "saliency"))      of a file with an explainer
+        maps = session.run(image, lam=0.3)["saliency"]                       (N, 1, H, W), values in [0, 1]
 
     A lambda or width not seen before is answered by the graph as it stands in the file, about half as fast, while the
     graph is specialised to it in the background; from then on the specialised network answers, as fast as a plain
@@ -336,18 +339,22 @@ class Session:
 
     def _checked(self, values: Sequence[Array], count: int) -> dict[str, Array]:
         answers = dict(zip(self._outputs, values, strict=True))
-        sizes = {"logits": len(self.metadata.classes)}
+        sizes: dict[str, tuple[int, ...]] = {
+            "logits": (len(self.metadata.classes),),
+            SALIENCY: (1, *self.metadata.shape[1:]),
+        }
         if self.metadata.reasoning is not None:
-            sizes["reasoning"] = len(self.metadata.reasoning.labels)
+            sizes["reasoning"] = (len(self.metadata.reasoning.labels),)
         for name, value in answers.items():
-            expected = (count, sizes[name]) if name in sizes else (count, *np.shape(value)[1:])
+            expected = (count, *sizes.get(name, np.shape(value)[1:]))
             if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != expected:
                 raise ArtefactError(f"{self._name}: `{name}` are not {expected} float32; export it again")
             if not np.isfinite(value).all():
                 raise ArtefactError(f"{self._name}: its {name} are NaN or infinite; its weights are damaged")
-            if name == "reasoning":
+            if name in ("reasoning", SALIENCY):
                 if not (value.min() >= 0 and value.max() <= 1 + SIGMOID_SLACK):
-                    raise ArtefactError(f"{self._name}: its {name} are no probabilities; export it again")
+                    what = "probabilities" if name == "reasoning" else "values in [0, 1]"
+                    raise ArtefactError(f"{self._name}: its {name} are no {what}; export it again")
                 answers[name] = np.minimum(value, np.float32(1))
         return answers
 

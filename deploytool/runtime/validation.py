@@ -8,14 +8,14 @@ shape inference, without the weights, in a millisecond or two for each width; an
 tensors are numbers, and that an image does not need all of memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, checker, shape_inference
+from onnx import TensorProto, checker, helper, shape_inference
 
 from deploytool.runtime.graph import Graph, assemble
 from deploytool.runtime.operators import OPERATORS, evaluate_node
@@ -57,6 +57,7 @@ ON_IMAGES = {
     "ReduceMean",
     "ReduceSum",
     "Relu",
+    "Resize",
     "Sigmoid",
     "Softmax",
     "Sqrt",
@@ -65,6 +66,15 @@ ON_IMAGES = {
     "Transpose",
     "Unsqueeze",
 }
+RESIZE = {"mode": b"linear", "coordinate_transformation_mode": b"half_pixel"}  # the one kind; all else as by default
+DEFAULTS = {
+    "antialias": 0,
+    "cubic_coeff_a": -0.75,
+    "exclude_outside": 0,
+    "extrapolation_value": 0.0,
+    "keep_aspect_ratio_policy": b"stretch",
+}
+MAX_SCALE = 64
 SMALL = 1024  # constants that shapes are computed from have no more values
 LARGEST = 1 << 31  # of a stride, a pad ...
 MAX_NODES = 10_000
@@ -120,6 +130,8 @@ def check_graph(graph: Graph, widths: Sequence[float] = ()) -> None:
             raise ValueError(f"an attribute of {node.op_type} is too large")
         if node.op_type == "Split" and any(count != len(node.output) for count in parts):  # onnx does not mind
             raise ValueError(f"a Split in {parts[0]} parts has {len(node.output)} outputs")
+        if node.op_type == "Resize":
+            _check_resize(node, graph.constants)
     limit = MAX_ACTIVATIONS + WORK_PER_VALUE * sum(value.size for value in graph.constants.values())
     for number, width in enumerate(widths or [1.0]):
         skeleton = _skeleton(graph, width)
@@ -128,6 +140,32 @@ def check_graph(graph: Graph, widths: Sequence[float] = ()) -> None:
         total = sum(_sizes(skeleton))
         if total > limit:
             raise ValueError(f"its tensors have {total} values for one image; at most {limit}")
+
+
+def _check_resize(node: onnx.NodeProto, constants: Mapping[str, Array]) -> None:
+    """Raise ValueError unless a node is bilinear, and enlarges the last two of four axes by 1 to 64, by constants.
+
+    Either `scales` (1, 1, a, b), whole numbers, or `sizes` (H, W) with axes [2, 3].
+    """
+    attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    axes = attributes.pop("axes", None)
+    attributes.pop("nearest_mode", None)  # of another mode
+    rest = {name: value for name, value in attributes.items() if value != DEFAULTS.get(name, ())}
+    if rest != RESIZE:
+        raise ValueError(f"a Resize of another kind ({str(rest)[:80]})")
+    _, *given = [*node.input, "", "", ""][:4]
+    roi, scales, sizes = given
+    value = constants.get(scales or sizes)
+    if roi or bool(scales) == bool(sizes) or value is None:
+        raise ValueError("a Resize whose size is no constant")
+    if scales:
+        whole = value.dtype == np.float32 and value.shape == (4,) and axes is None and (value[:2] == 1).all()
+        if not whole or not all(1 <= scale <= MAX_SCALE and scale == round(scale) for scale in value.tolist()):
+            raise ValueError(f"a Resize by {str(value.tolist())[:80]}")
+    elif (
+        value.dtype != np.int64 or value.shape != (2,) or axes != [2, 3] or not ((value > 0) & (value < LARGEST)).all()
+    ):
+        raise ValueError(f"a Resize to {str(value.tolist())[:80]}")
 
 
 def _skeleton(graph: Graph, width: float) -> onnx.ModelProto:

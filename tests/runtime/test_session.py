@@ -574,21 +574,21 @@ def test_only_asked_outputs_are_computed(trained_file: Path, tmp_path: Path) -> 
     model = onnx.load(str(trained_file))
     graph = model.graph
     graph.node.append(onnx.helper.make_node("GlobalAveragePool", ["image"], ["brightness"]))
-    graph.node.append(onnx.helper.make_node("Div", ["brightness", "nothing"], ["saliency"]))
+    graph.node.append(onnx.helper.make_node("Div", ["brightness", "nothing"], ["second"]))
     graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "nothing"))
-    graph.output.append(onnx.helper.make_tensor_value_info("saliency", onnx.TensorProto.FLOAT, ["N", 1, 1, 1]))
+    graph.output.append(onnx.helper.make_tensor_value_info("second", onnx.TensorProto.FLOAT, ["N", 1, 1, 1]))
     (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
     for background in (True, False):
         session = Session(tmp_path / "x.onnx", threads=1, background=background)
         assert set(session.run(pictures(2), 0.3)) == {"logits"}
-        both = Session(tmp_path / "x.onnx", threads=1, outputs=["logits", "saliency"], background=background)
-        with pytest.raises(ArtefactError, match="saliency are NaN or infinite"):
+        both = Session(tmp_path / "x.onnx", threads=1, outputs=["logits", "second"], background=background)
+        with pytest.raises(ArtefactError, match="second are NaN or infinite"):
             both.run(pictures(2), 0.3)
     with pytest.raises(InputError, match=r"name logits among its outputs"):
-        Session(tmp_path / "x.onnx", threads=1, outputs="saliency")(pictures(1), 0.3)
+        Session(tmp_path / "x.onnx", threads=1, outputs="second")(pictures(1), 0.3)
     with pytest.raises(InputError, match=r"name logits among its outputs"):
-        Session(tmp_path / "x.onnx", threads=1, outputs=["saliency"]).generic(pictures(1), 0.3)
-    with pytest.raises(InputError, match=r"output 'cpl' is not in .*logits, saliency"):
+        Session(tmp_path / "x.onnx", threads=1, outputs=["second"]).generic(pictures(1), 0.3)
+    with pytest.raises(InputError, match=r"output 'cpl' is not in .*logits, second"):
         Session(tmp_path / "x.onnx", outputs=["cpl"])
 
 
