@@ -16,7 +16,7 @@ from deploytool.cli.base import device_option, emit, json_option, threads_option
     metavar="NAME",
     help="surrogate, rise, lime, grad-cam, sliding-patch, random or center; repeat. [all]",
 )
-@click.option("--images", type=click.IntRange(1), default=500, show_default=True, help="Random test images, at most.")
+@click.option("--images", type=click.IntRange(1), default=200, show_default=True, help="Random test images, at most.")
 @click.option(
     "--slow-images", type=click.IntRange(1), default=50, show_default=True, help="Of them, for rise and lime."
 )

@@ -6,9 +6,8 @@ Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge 
 4.2.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from deploytool import __version__
 from deploytool.atomic import atomic_path, write_json
 from deploytool.attacks.victim import Network, Victim
 from deploytool.data.datasets import load_dataset
+from deploytool.data.images import Images
 from deploytool.digests import file_digest, state_digest
 from deploytool.errors import InputError
 from deploytool.explain.explainer import Explainer, surrogate_setting
 from deploytool.explain.faithfulness import Curves, deletion, insertion, mean_intensity
-from deploytool.explain.fast import fast_network
 from deploytool.explain.rivals import (
     CONTROLS,
     GRAD_CAM,
@@ -40,24 +39,23 @@ from deploytool.explain.rivals import (
     camera,
     patch,
 )
+from deploytool.explain.speed import DEPLOYED, DEPLOYED_MAP, INFERENCE, Speed, measure_speed, sessions
 from deploytool.explain.stability import unit_range
 from deploytool.explain.study import draw
 from deploytool.explain.target import Target, open_target
 from deploytool.models.folding import folded_module
+from deploytool.models.setting import Setting
 from deploytool.progress import Progress, progress_bar
-from deploytool.timing import interleaved, processor
+from deploytool.timing import processor
 from deploytool.training.run import checkpoint_path
 from deploytool.training.surrogate import surrogate_accuracy
 from deploytool.units import read_record, record_key
 
 Row = dict[str, Any]
 
-INFERENCE = "inference"  # the target's plain answer
 FOLDER = "comparison"  # in an explainer's
 SHOWN = 10  # images of the contact sheet
 PART = 16  # images between two steps of the progress bar
-ROUNDS, WARM_UP = 5, 1
-TIMED = 16  # images of a round, one by one; methods with hundreds of passes for an image take the first alone
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,8 @@ def compare(
         `n`; beside them `insertion_se` and `deletion_se`, standard errors over images; `insertion_difference` and
         `deletion_difference`, of the method less the surrogate on the images of both, with `_se`; `constant_maps`,
         share of the images; `times_of_inference`, time over that of the target's plain answer. `inference_fps`,
-        `speedup_over_rise` and `time_over_grad_cam` of the surrogate; `student` (table 2); `curves`, means over images;
+        `speedup_over_rise` and `time_over_grad_cam` of the surrogate; `deployed`, both networks in onnxruntime:
+        `saliency_fps`, `inference_fps` and `ratio` of their times; `student` (table 2); `curves`, means over images;
         `notes`, and what was measured with. None stands for what was not measured.
 
     Raises:
@@ -128,80 +127,97 @@ def compare(
     """
     target = open_target(explainer.target) if target is None else target
     explainer.check_target(target)
-    opened = target.network(lam)
-    lam = (lam or 0.0) if target.takes_lambda else None
-    test, place = load_dataset(explainer.recipe.data).test, torch.device(device)
-    image = draw(test, plan.images, plan.seed)
-    target.check_data(explainer.info, image[:1])
-    network = folded_module(opened, image[:1]).to(place) if isinstance(opened, nn.Module) else opened
-    plain = explainer.model.plain_network(surrogate_setting(target, lam))
-    image, notes = image.to(place), _notes(explainer, lam)
-    methods, reader = _possible(plan, network, image, notes)
-    rivals = Rivals(plan, folded_module(plain, image[:1].cpu()).to(place), network, reader)
-    victim = Victim(network)
-    classes = torch.cat([victim.logits(part).argmax(1) for part in torch.split(image, PART)])
-    shown = _shown(classes[: min(plan.count(method, len(image)) for method in methods)])
-
-    folder, surrogate = explainer.path / FOLDER / "units", file_digest(checkpoint_path(explainer.path))
-    common = [__version__, torch.__version__, captum.__version__, target.digest, asdict(target.setting), lam, device]
-    own = {SURROGATE: [surrogate], RISE: [plan.masks, plan.seed], LIME: [plan.samples, plan.seed]}
-    own |= {PATCH: list(patch(image)), "random": [plan.seed]}
-    files = {}
-    for name in methods:
-        digest = state_digest({"image": image[: plan.count(name, len(image))]})
-        files[name] = folder / f"{name}-{record_key(*common, name, own.get(name), digest, shown)}.npz"
-    found = _found(rivals, files, image, classes, shown)
-    key = record_key(*common, surrogate, state_digest({"image": test.images, "label": test.labels}))
-    student = read_record(folder / f"student-{key}.json", key)
-    if student is None:
-        setting = surrogate_setting(target, lam)
-        student = {"recipe": key, **surrogate_accuracy(explainer.model.to(place), setting, victim, test)}
-        write_json(folder / f"student-{key}.json", student)
-    speed = _speed(rivals, methods, image, classes)
+    scene = _open(explainer, plan, lam, torch.device(device), target)
+    fast, deployed = sessions(explainer, scene.setting, scene.rivals.network, scene.image)
+    folder, weights = explainer.path / FOLDER / "units", file_digest(checkpoint_path(explainer.path))
+    common = [__version__, torch.__version__, captum.__version__, target.digest, asdict(scene.setting), device]
+    found = _found(scene, folder, common, weights, fast)
+    student = _student(explainer, scene, folder, [*common, weights])
+    speed = measure_speed(scene.rivals, scene.methods, scene.image, scene.classes, deployed)
     if SURROGATE in found and found[SURROGATE].constant:
         share = found[SURROGATE].constant
-        notes.append(f"{share:.1%} of the surrogate's maps have one value everywhere; pixels count in reading order")
+        scene.notes.append(f"{share:.1%} of the surrogate's maps have one value everywhere: reading order decides")
     document = {
-        "rows": [_row(name, found, speed) for name in methods],
+        "rows": [_row(name, found, speed) for name in scene.methods],
         "inference_fps": speed.fps(INFERENCE),
         "speedup_over_rise": speed.ratio(RISE, SURROGATE),
         "time_over_grad_cam": speed.ratio(SURROGATE, GRAD_CAM),
-        "student": {name: value for name, value in student.items() if name != "recipe"},
+        "deployed": _deployed(speed),
+        "student": student,
         "explainer": str(explainer.path),
         "target": target.name,
         "data": explainer.recipe.data.name,
-        "lambda": lam,
+        "lambda": scene.setting.lam if target.takes_lambda else None,
         "seed": plan.seed,
         "masks": plan.masks,
         "samples": plan.samples,
-        "patch": list(patch(image)),
+        "patch": list(patch(scene.image)),
         "device": device,
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "captum": captum.__version__,
-        "notes": notes,
+        "notes": scene.notes,
         "curves": [_mean_curves(name, each) for name, each in found.items()],
     }
     sheet = Sheet(
-        image[shown].cpu(),
-        [explainer.info.classes[index] for index in classes[shown].tolist()],
+        scene.image[scene.shown].cpu(),
+        [explainer.info.classes[index] for index in scene.classes[scene.shown].tolist()],
         {name: each.maps for name, each in found.items()},
-        {name: each.inserted.auc[shown] for name, each in found.items()},
+        {name: each.inserted.auc[scene.shown] for name, each in found.items()},
     )
     return document, sheet
 
 
-def _notes(explainer: Explainer, lam: float | None) -> list[str]:
+@dataclass(frozen=True)
+class _Scene:
+    """All that is needed to measure: `rivals` and the `methods` that the target allows, the surrogate's `setting`.
+
+    And images: `image` (N, C, H, W) float32 in [0, 1], `classes` (N,) int64 that the target predicts, the indices
+    `shown` in the contact sheet, all `test` images; and `notes`, which grow.
+    """
+
+    rivals: Rivals
+    methods: list[str]
+    setting: Setting
+    image: Tensor
+    classes: Tensor
+    shown: list[int]
+    test: Images
+    notes: list[str]
+
+
+def _open(explainer: Explainer, plan: ComparePlan, lam: float | None, device: torch.device, target: Target) -> _Scene:
+    """Open networks and images, and refuse what would else be found after hours."""
+    opened, setting = target.network(lam), surrogate_setting(target, lam)
+    test = load_dataset(explainer.recipe.data).test
+    image = draw(test, plan.images, plan.seed)
+    target.check_data(explainer.info, image[:1])
+    surrogate = folded_module(explainer.model.plain_network(setting), image[:1]).to(device)
+    network = folded_module(opened, image[:1]).to(device) if isinstance(opened, nn.Module) else opened
+    image, notes = image.to(device), _notes(explainer, target, setting, isinstance(network, nn.Module))
+    methods, reader = _possible(plan, network, image, notes)
+    victim = Victim(network)
+    classes = torch.cat([victim.logits(part).argmax(1) for part in torch.split(image, PART)])
+    shown = _shown(classes[: min(plan.count(method, len(image)) for method in methods)])
+    return _Scene(Rivals(plan, surrogate, network, reader), methods, setting, image, classes, shown, test, notes)
+
+
+def _notes(explainer: Explainer, target: Target, setting: Setting, in_torch: bool) -> list[str]:
     notes = [
         "mean intensity: the surrogate's maps as they are, all others scaled to [0, 1] for each image (paper 3 does "
         "not say)",
-        "speed: the map alone, its class being known, one image at a time; torch networks have batch norms folded",
+        "speed: the map alone, its class being known, one image at a time; "
+        + (
+            "all networks in torch, batch norms folded"
+            if in_torch
+            else "the target in onnxruntime, the surrogate in torch, and in onnxruntime as `deployed`"
+        ),
     ]
     trained = explainer.recipe.condition.lambdas
-    if lam is not None and lam not in trained:
+    if target.takes_lambda and setting.lam not in trained:
         known = ", ".join(f"{each:g}" for each in trained)
-        notes.append(f"lambda {lam:g} is none of those that the explainer was trained at ({known})")
+        notes.append(f"lambda {setting.lam:g} is none of those that the explainer was trained at ({known})")
     return notes
 
 
@@ -229,21 +245,44 @@ def _shown(classes: Tensor) -> list[int]:
     return [*sorted(first.values()), *others][:SHOWN]
 
 
-def _found(
-    rivals: Rivals, files: Mapping[str, Path], image: Tensor, classes: Tensor, shown: list[int]
-) -> dict[str, Found]:
-    """What every method's maps are worth: what its file holds, or else measured, and kept there."""
+def _found(scene: _Scene, folder: Path, common: list[Any], weights: str, fast: Network) -> dict[str, Found]:
+    """What every method's maps are worth: what its file holds, or else measured, and kept there.
+
+    Args:
+        scene: what is measured.
+        folder: of the files.
+        common: what every method's maps depend on.
+        weights: digest of the surrogate, on which its own maps depend.
+        fast: gives the target's answers.
+    """
+    plan, image = scene.rivals.plan, scene.image
+    counts = {name: plan.count(name, len(image)) for name in scene.methods}
+    own = {SURROGATE: [weights], RISE: [plan.masks, plan.seed], LIME: [plan.samples, plan.seed]}
+    own |= {PATCH: list(patch(image)), "random": [plan.seed]}
+    files = {}
+    for name, count in counts.items():
+        digest = state_digest({"image": image[:count]})
+        files[name] = folder / f"{name}-{record_key(*common, own.get(name), digest, scene.shown)}.npz"
     found = {name: known for name, file in files.items() if (known := _load(file)) is not None}
-    counts = {name: rivals.plan.count(name, len(image)) for name in files if name not in found}
-    network = rivals.network
-    if counts and isinstance(network, nn.Module):
-        channels, height, width = image.shape[1:]
-        network = fast_network(network, (channels, height, width))
-    with progress_bar("comparing", sum(len(_parts(count, name)) + 1 for name, count in counts.items())) as bar:
-        for name, count in counts.items():
-            found[name] = _measure(rivals, name, image[:count], classes[:count], shown, network, bar)
+    missing = [name for name in files if name not in found]
+    with progress_bar("comparing", sum(len(_parts(counts[name], name)) + 1 for name in missing)) as bar:
+        for name in missing:
+            found[name] = _measure(scene, name, counts[name], fast, bar)
             _save(files[name], found[name])
     return {name: found[name] for name in files}
+
+
+def _student(explainer: Explainer, scene: _Scene, folder: Path, common: list[Any]) -> Row:
+    """Table 2, on all test images."""
+    key = record_key(*common, state_digest({"image": scene.test.images, "label": scene.test.labels}))
+    file = folder / f"student-{key}.json"
+    record = read_record(file, key)
+    if record is None:
+        model = explainer.model.to(scene.image.device)
+        accuracy = surrogate_accuracy(model, scene.setting, Victim(scene.rivals.network), scene.test)
+        record = {"recipe": key, **accuracy}
+        write_json(file, record)
+    return {name: value for name, value in record.items() if name != "recipe"}
 
 
 def _parts(count: int, name: str) -> list[slice]:
@@ -252,20 +291,18 @@ def _parts(count: int, name: str) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _measure(
-    rivals: Rivals, name: str, image: Tensor, classes: Tensor, shown: list[int], fast: Network, bar: Progress
-) -> Found:
-    """Draw one method's maps of image (N, C, H, W), and measure them; `fast` gives the target's answers."""
-    drawn = []
-    for part in _parts(len(image), name):
-        drawn.append(rivals.maps(name, image[part], classes[part], fast))
+def _measure(scene: _Scene, name: str, count: int, fast: Network, bar: Progress) -> Found:
+    """Draw one method's maps of the first `count` images, and measure them."""
+    image, classes, drawn = scene.image[:count], scene.classes[:count], []
+    for part in _parts(count, name):
+        drawn.append(scene.rivals.maps(name, image[part], classes[part], fast))
         bar.advance(name)
     maps = torch.cat(drawn)
     inserted, deleted = (curves(fast, image, maps, classes) for curves in (insertion, deletion))
     bar.advance(name)
     scaled = maps if name == SURROGATE else unit_range(maps)
     constant = float((maps.amax((1, 2)) == maps.amin((1, 2))).double().mean())
-    return Found(inserted, deleted, mean_intensity(scaled), constant, unit_range(maps[shown]).cpu())
+    return Found(inserted, deleted, mean_intensity(scaled), constant, unit_range(maps[scene.shown]).cpu())
 
 
 def _save(file: Path, found: Found) -> None:
@@ -293,50 +330,6 @@ def _load(file: Path) -> Found | None:
         return None
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of an image, of every method and of the target's plain answer, in rounds.
-
-    Attributes:
-        names: of the columns.
-        seconds: (rounds, names) float64.
-    """
-
-    names: list[str]
-    seconds: Any
-
-    def fps(self, name: str) -> float:
-        """Images per second: the median over rounds."""
-        return 1 / float(np.median(self.seconds[:, self.names.index(name)]))
-
-    def ratio(self, name: str, other: str) -> float | None:
-        """Time of one over that of the other, round by round, the median; None where one was not timed."""
-        if name not in self.names or other not in self.names:
-            return None
-        one, two = (self.seconds[:, self.names.index(each)] for each in (name, other))
-        return float(np.median(one / two))
-
-
-def _speed(rivals: Rivals, methods: Sequence[str], image: Tensor, classes: Tensor) -> Speed:
-    """Time everything in turns on the same images, one by one."""
-    names = [INFERENCE, *methods]
-    counts = [1 if name in (*SLOW, PATCH) else min(TIMED, len(image)) for name in names]
-
-    @torch.no_grad()
-    def infer(picture: Tensor, label: Tensor) -> Tensor:
-        return rivals.network(picture)
-
-    def candidate(name: str, count: int) -> Callable[[], object]:
-        answer = infer if name == INFERENCE else partial(rivals.maps, name)
-        pairs = [(image[each : each + 1], classes[each : each + 1]) for each in range(count)]
-        return lambda: [answer(*pair).cpu() for pair in pairs]
-
-    with progress_bar("timing", ROUNDS) as bar:
-        candidates = [candidate(*each) for each in zip(names, counts, strict=True)]
-        times = interleaved(candidates, ROUNDS, warm_up=WARM_UP, after_round=bar.advance)
-    return Speed(names, times / np.array(counts))
-
-
 def _row(name: str, found: Mapping[str, Found], speed: Speed) -> Row:
     mine = found[name]
     row: Row = {"method": name}
@@ -356,6 +349,14 @@ def _row(name: str, found: Mapping[str, Found], speed: Speed) -> Row:
         "times_of_inference": speed.ratio(name, INFERENCE),
         "n": len(mine),
     }
+
+
+def _deployed(speed: Speed) -> Row | None:
+    """Both networks in onnxruntime."""
+    if DEPLOYED not in speed.names:
+        return None
+    ratio = speed.ratio(DEPLOYED_MAP, DEPLOYED)
+    return {"saliency_fps": speed.fps(DEPLOYED_MAP), "inference_fps": speed.fps(DEPLOYED), "ratio": ratio}
 
 
 def _mean(name: str, values: Tensor) -> Row:

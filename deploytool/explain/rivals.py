@@ -51,7 +51,7 @@ class ComparePlan:
     """
 
     methods: Sequence[str] = METHODS
-    images: int = 500
+    images: int = 200
     slow_images: int = 50
     masks: int = 4000
     samples: int = 1000

@@ -61,6 +61,12 @@ def render(document: Row, tablefmt: str = "simple") -> str:
     said = [f"{value:.3g} {words}" for words, value in ratios.items() if value is not None]
     if said:
         parts.append(f"The surrogate: {', '.join(said)}.")
+    if document["deployed"] is not None:
+        fast = document["deployed"]
+        parts.append(
+            f"onnxruntime: {_fps(fast['saliency_fps'])} maps and {_fps(fast['inference_fps'])} answers of the target "
+            f"per second; a map takes {fast['ratio']:.3g} times as long."
+        )
     parts += [f"note: {line}" for line in document["notes"]]
     return "\n\n".join(parts)
 
@@ -86,11 +92,11 @@ def _student(document: Row) -> str:
 
 
 def _speed_table(document: Row, tablefmt: str) -> str:
-    lines = [["normal inference", f"{document['inference_fps']:.3g}", "1", "1.000", "-"]]
+    lines = [["normal inference", _fps(document["inference_fps"]), "1", "1.000", "-"]]
     lines += [
         [
             row["method"],
-            f"{row['fps']:.3g}" if row["fps"] < 1000 else f"{row['fps']:.0f}",
+            _fps(row["fps"]),
             f"{row['times_of_inference']:.3g}",
             f"{row['mean_intensity']:.3f}",
             f"{row['constant_maps']:.1%}",
@@ -106,6 +112,10 @@ def _faith_table(document: Row, tablefmt: str) -> str:
     lines = [[row["method"], *(_figure(row, name) for name in names), row["n"]] for row in document["rows"]]
     heads = ["method", "insertion", "deletion", "insertion against surrogate", "deletion against surrogate", "n"]
     return tabulate(lines, heads, tablefmt=tablefmt, disable_numparse=True)
+
+
+def _fps(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _figure(row: Row, name: str) -> str:

@@ -12,17 +12,17 @@ from captum.attr import LayerAttribution, LayerGradCam
 from click.testing import CliRunner, Result
 from torch import nn
 
-from deploytool.cli.base import Commands
+from deploytool.cli import cli
 from deploytool.cli.comparison import compare as command
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import InputError, RunError
-from deploytool.explain import comparison
+from deploytool.explain import comparison, speed
 from deploytool.explain.attribution import sliding_patch
 from deploytool.explain.comparison import compare
 from deploytool.explain.explainer import Explainer, load_explainer, surrogate_setting
 from deploytool.explain.faithfulness import deletion, insertion
 from deploytool.explain.rise import rise
-from deploytool.explain.rivals import METHODS, ComparePlan, Rivals, patch
+from deploytool.explain.rivals import METHODS, ComparePlan, patch
 from deploytool.explain.study import draw
 from deploytool.explain.target import Target, open_target
 from deploytool.training.run import Run
@@ -39,8 +39,8 @@ FAST = ComparePlan(("surrogate", "center"), images=3)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rounds, and no session, which takes longer to make than these images take."""
-    monkeypatch.setattr(comparison, "ROUNDS", 2)
-    monkeypatch.setattr(comparison, "fast_network", lambda network, shape: network)
+    monkeypatch.setattr(speed, "ROUNDS", 2)
+    monkeypatch.setattr(speed, "fast_network", lambda network, shape: network)
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def explainer(float_explainer: Explainer, tmp_path: Path) -> Explainer:
 
 
 def run(*arguments: object) -> Result:
-    group = Commands("explain", commands={"compare": command})
-    return CliRunner().invoke(group, ["compare", *map(str, arguments), "--device", "cpu", "--threads", "1"])
+    options = ["--device", "cpu", "--threads", "1"]
+    return CliRunner().invoke(cli, ["explain", "compare", *map(str, arguments), *options])
 
 
 def row_of(document: dict[str, Any], method: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_the_document_is_the_contract(explainer: Explainer, tmp_path: Path) -> N
         assert all(0 <= row[key] <= 1 for key in ("insertion", "deletion", "mean_intensity", "constant_maps"))
     rise_row, own = row_of(document, "rise"), row_of(document, "surrogate")
     assert document["speedup_over_rise"] == pytest.approx(own["fps"] / rise_row["fps"], rel=0.5)
-    assert document["inference_fps"] > 0 and document["time_over_grad_cam"] > 0
+    assert document["inference_fps"] > 0 and document["time_over_grad_cam"] > 0 and document["deployed"] is None
     assert {"target_accuracy", "student_accuracy", "agreement"} <= set(document["student"])
     assert (document["lambda"], document["masks"], document["samples"], document["seed"]) == (0.5, 30, 20, 0)
     assert any("lambda 0.5 is none of those" in note for note in document["notes"])
@@ -138,12 +138,12 @@ def test_a_method_is_measured_once(explainer: Explainer, monkeypatch: pytest.Mon
     kept: list[Path] = []
     measure = comparison._measure
 
-    def failing(rivals: Rivals, name: str, *rest: Any) -> Any:
+    def failing(scene: Any, name: str, *rest: Any) -> Any:
         asked.append(name)
         if asked == ["surrogate", "rise", "lime"] and not kept:
             kept.extend((explainer.path / "comparison" / "units").glob("*.npz"))
             raise KeyboardInterrupt
-        return measure(rivals, name, *rest)
+        return measure(scene, name, *rest)
 
     monkeypatch.setattr(comparison, "_measure", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -193,6 +193,8 @@ def test_a_target_without_gradients_goes_without_grad_cam(explainer: Explainer) 
     names = [row["method"] for row in document["rows"]]
     assert names == [name for name in METHODS if name != "grad-cam"] == list(sheet.maps)
     assert document["time_over_grad_cam"] is None
+    fast = document["deployed"]
+    assert fast["ratio"] == pytest.approx(fast["inference_fps"] / fast["saliency_fps"], rel=0.5)
     assert "grad-cam is left out: the target answers without gradients" in document["notes"]
     with pytest.raises(InputError, match="grad-cam is left out.*name another method"):
         compare(explainer, ComparePlan(("grad-cam",)), target=target)
@@ -240,6 +242,13 @@ def test_bad_input_gets_one_line(explainer: Explainer, trained_run: Run) -> None
         assert (result.exit_code, result.stdout) == (1, ""), result.output
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert run(explainer.path, "--samples", "1").exit_code == 2
+
+
+def test_the_commands_defaults_are_the_plans() -> None:
+    options = {option.name: option.default for option in command.params}
+    plan = ComparePlan()
+    for name in ("images", "slow_images", "masks", "samples", "seed"):
+        assert options[name] == getattr(plan, name)
 
 
 def test_the_patch_is_an_eighth_of_the_image() -> None:

@@ -31,6 +31,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "inference_fps": 40.0,
         "speedup_over_rise": 814.4,
         "time_over_grad_cam": None,
+        "deployed": None,
         "student": {"target_accuracy": 0.9, "student_accuracy": 0.8, "agreement": 0.85, "explained_agreement": 0.7}
         | {"mean_intensity": 0.2, "n": 100},
         "explainer": "x", "target": "t", "data": "digits", "lambda": 0.5, "seed": 0, "masks": 40, "samples": 20,
@@ -72,7 +73,9 @@ def test_tables() -> None:
     assert "The surrogate: 814 times as fast as rise." in text and "grad-cam's time" not in text
     assert "target 0.9000, student 0.8000" in text
     bare = render(document(**{"lambda": None, "speedup_over_rise": None, "time_over_grad_cam": 0.7}))
-    assert "lambda" not in bare and "The surrogate: 0.7 of grad-cam's time." in bare
+    fast = render(document(deployed={"saliency_fps": 1500.0, "inference_fps": 900.0, "ratio": 0.6}))
+    assert "onnxruntime: 1500 maps and 900 answers of the target per second; a map takes 0.6 times as long" in fast
+    assert "onnxruntime" not in bare and "lambda" not in bare and "The surrogate: 0.7 of grad-cam's time." in bare
 
 
 def test_files(tmp_path: Path) -> None:
