@@ -85,7 +85,9 @@ def build_explainer(recipe: ExplainerRecipe, info: DatasetInfo, takes_lambda: bo
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        surrogate = build_surrogate(recipe.student.arch, info, recipe.student.multiplier, recipe.explanation.hidden)
+        surrogate = build_surrogate(
+            recipe.student.arch, info, recipe.student.multiplier, recipe.explanation.hidden, recipe.explanation.stride
+        )
         dual = takes_lambda and recipe.condition.norms == "dual"
         return DualNormModel(surrogate) if dual else ConditionalModel(surrogate)
 

@@ -40,6 +40,15 @@ class ExplanationSection(Section):
     """Learning the map (paper 3, eqs. 8 and 9)."""
 
     hidden: int = Field(16, ge=1, le=1024, description="channels inside the explanation network")
+    stride: int = Field(
+        1, ge=1, le=1024, description="pixels from one value of the map to the next; the paper's ResNet-50 draws at 8"
+    )
+    mask: Literal["map", "ranked"] = Field(
+        "map", description="what explains: the map itself (the paper), or its most important pixels, a random share"
+    )
+    background: Literal["black", "blur"] = Field(
+        "black", description="what stands where nothing explains: 0 (the paper), or the blurred image"
+    )
     fidelity: Literal["target", "student", "auto"] = Field(
         "auto",
         description="who looks at the explained image: the target (the paper's text), or the student (eq. 9 as "

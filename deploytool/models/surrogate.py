@@ -97,15 +97,17 @@ class ExplanationNetwork(nn.Module):
         channels: of the features, the finest scale first.
         hidden: channels that each upsample block answers.
         resized: whether the finest scale is smaller than the image.
+        stride: pixels from one value of the map to the next, before it is interpolated to all pixels.
     """
 
-    def __init__(self, channels: Sequence[int], hidden: int = 16, resized: bool = True) -> None:
+    def __init__(self, channels: Sequence[int], hidden: int = 16, resized: bool = True, stride: int = 1) -> None:
         super().__init__()
         fine, middle, coarse = channels
         self.upsample3 = Upsample(coarse, hidden)
         self.upsample2 = Upsample(hidden + middle, hidden)
         self.upsample1 = Upsample(hidden + fine, hidden, resized)
         self.draw = nn.Conv2d(hidden, 1, 3, padding=1)
+        self.stride = stride
         initialize(self)
 
     def forward(self, features: Sequence[Tensor], size: list[int]) -> Tensor:
@@ -114,7 +116,11 @@ class ExplanationNetwork(nn.Module):
         x = self.upsample3(coarse, list(middle.shape[2:]))
         x = self.upsample2(torch.cat([x, middle], 1), list(fine.shape[2:]))
         x = self.upsample1(torch.cat([x, fine], 1), size)
-        return torch.sigmoid(self.draw(x))
+        evidence = self.draw(x)
+        if self.stride > 1:
+            coarse = F.avg_pool2d(evidence, self.stride)
+            evidence = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        return torch.sigmoid(evidence)
 
 
 class Surrogate(nn.Module):
@@ -131,7 +137,9 @@ class Surrogate(nn.Module):
         return logits, self.explanation(features, list(image.shape[2:]))
 
 
-def build_surrogate(arch: str, data: DatasetInfo, multiplier: float = 1.0, hidden: int = 16) -> Surrogate:
+def build_surrogate(
+    arch: str, data: DatasetInfo, multiplier: float = 1.0, hidden: int = 16, stride: int = 1
+) -> Surrogate:
     """Build a freshly initialised surrogate for a data set.
 
     Args:
@@ -139,17 +147,20 @@ def build_surrogate(arch: str, data: DatasetInfo, multiplier: float = 1.0, hidde
         data: image channels, classes and normalisation.
         multiplier: of the student's channel counts, in (0, 1].
         hidden: channels inside the explanation network.
+        stride: pixels from one value of a map to the next.
 
     Raises:
-        RecipeError: the architecture is unknown or no ResNet of three stages and more.
+        RecipeError: the architecture is unknown or no ResNet of three stages and more, or the stride exceeds the image.
     """
     backbone = build_backbone(arch, data, multiplier)
     if not isinstance(backbone, ResNet) or len(backbone.stages) < SCALES:
         known = ", ".join(name for name in BACKBONES if "resnet" in name)
         raise RecipeError(f"student.arch (={arch}) must be a ResNet: {known}")
+    if stride > min(data.shape[1:]):
+        raise RecipeError(f"explanation.stride (={stride}) must be at most {min(data.shape[1:])}, the image's side")
     student = AttentiveStudent(backbone)
     resized = len(backbone.stages) > SCALES or not backbone.small
-    return Surrogate(student, ExplanationNetwork(student.channels, hidden, resized))
+    return Surrogate(student, ExplanationNetwork(student.channels, hidden, resized, stride))
 
 
 def block_channels(block: BasicBlock | Bottleneck) -> int:

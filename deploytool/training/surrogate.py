@@ -28,6 +28,7 @@ from deploytool.models.surrogate import Surrogate
 from deploytool.progress import progress_bar
 from deploytool.training.distillation import distillation_loss, explanation_loss
 from deploytool.training.loop import epoch_generators, log_scalars, momentum_buffers, nesterov, restore, scalar_log
+from deploytool.training.masking import explained_image
 from deploytool.training.run import (
     Checkpoint,
     checkpoint_path,
@@ -100,7 +101,7 @@ def train_explainer(
             for image, label in training_batches(images, recipe.data, order, place):
                 chosen = int(torch.randint(len(lambdas), (), generator=draws))
                 setting = surrogate_setting(target, lambdas[chosen])
-                losses = step_losses(model, recipe, part, setting, victims[chosen], image, label)
+                losses = step_losses(model, recipe, part, setting, victims[chosen], image, label, draws)
                 optimizer.zero_grad(set_to_none=True)  # what a phase does not learn has no gradient, and is left alone
                 torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -145,6 +146,7 @@ def step_losses(
     target: Victim,
     image: Tensor,
     label: Tensor,
+    draws: torch.Generator,
 ) -> dict[str, Tensor]:
     """The losses of one training step, to be added up.
 
@@ -156,6 +158,7 @@ def step_losses(
         target: the network to explain, at that lambda.
         image: (N, C, H, W) float32 in [0, 1].
         label: (N,) int64, true classes.
+        draws: on the CPU; of ranked masks.
 
     Returns:
         `distillation` (eq. 4) unless the explanation network alone is learned, and `explanation` (eq. 8) unless the
@@ -175,7 +178,7 @@ def step_losses(
     if part == "student":
         return losses
     saliency = _call(surrogate.explanation, "explanation", model.state(setting), features, list(image.shape[2:]))
-    explained = saliency * image
+    explained = explained_image(image, saliency, recipe.explanation, draws)
     if recipe.explanation.fidelity == "target":
         seen = target.network(explained)
     else:
