@@ -5,8 +5,9 @@
 Three ways to the same curves, checked to be the same first: one image and one step at a time through the torch module,
 as algorithms A1 and A2 are printed; this repository's functions on that module; and on the session that `fast_network`
 makes of it. A ratio is the median over rounds, in which all take turns, of the first way's time / the way's own. All
-use OMP_NUM_THREADS threads; with more than one, run nothing else on the machine: whoever waits for a thread that is
-not running waits for milliseconds at each layer, above all the first way.
+use OMP_NUM_THREADS threads, in torch or in the session: torch has one beside a session, so that the two do
+not compete. With more than one, run nothing else on the machine: whoever waits for
+a thread that is not running waits for milliseconds at each layer, above all the first way.
 
 The last column is arithmetic, two operations for each multiplication, of the passes that the way makes; beside it, to
 be read against what one large product of matrices reaches in onnxruntime here.
@@ -73,11 +74,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
     info = CATALOGUE[arguments.data]
     network = build_backbone(arguments.arch, info).eval()
     image, maps = torch.rand(arguments.images, *info.shape), torch.rand(arguments.images, *info.shape[1:])
     began = time.perf_counter()
-    fast = fast_network(network, info.shape)
+    fast = fast_network(network, info.shape, threads)
     made = time.perf_counter() - began
     kernel = min(KERNEL, info.shape[1] - 1 | 1)
     work, rows = gflop(network, image), []
@@ -85,7 +87,10 @@ def main() -> None:
         inserted = name == "insertion"
 
         def curves(answering, inserted=inserted):  # type: ignore[no-untyped-def]
-            return insertion(answering, image, maps, kernel=kernel) if inserted else deletion(answering, image, maps)
+            torch.set_num_threads(threads if answering is network else 1)
+            found = insertion(answering, image, maps, kernel=kernel) if inserted else deletion(answering, image, maps)
+            torch.set_num_threads(threads)
+            return found
 
         slow = one_at_a_time(network, image, maps, inserted, kernel)
         for answering in (network, fast):
@@ -112,7 +117,6 @@ def main() -> None:
                 ]
             )
     print(tabulate(rows, ["", "median time", "one at a time / this", "arithmetic"], "github", disable_numparse=True))
-    threads = torch.get_num_threads()
     print(
         f"{arguments.arch} on {arguments.data}, {arguments.images} images, {threads} threads of {processor()}; "
         f"the session took {made:.1f} s to make; a product of matrices reaches {fastest_product(threads):.0f} GFLOP/s"
