@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from deploytool.data.catalogue import CATALOGUE
 from deploytool.errors import CheckpointError, RecipeError, RunError
 from deploytool.explain.explainer import load_explainer
 from deploytool.explain.recipe import ExplainerRecipe, PhaseSection
 from deploytool.models.setting import Setting
+from deploytool.models.surrogate import build_surrogate
 
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "explainers").glob("*.yaml"))
 IMAGE = torch.rand(70, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -69,3 +72,11 @@ def test_the_papers_schedule() -> None:
 def test_recipes_say_what_is_wrong(change: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         ExplainerRecipe.make({"name": "x", **change})
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_recipes_are_valid(file: Path, tmp_path: Path) -> None:
+    recipe = ExplainerRecipe.load(file)
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert ExplainerRecipe.load(tmp_path / "again.yaml") == recipe and recipe.target is None
+    assert build_surrogate(recipe.student.arch, CATALOGUE["cifar10"], recipe.student.multiplier) is not None
