@@ -4,7 +4,7 @@
         --vary explanation.fidelity=target explanation.fidelity=student --lambdas 0,0.5,1 --seeds 0,1,2
 
 A variant is `key=value` of the recipe, several joined by `;`; the recipe itself comes first, as `recipe`. Each is
-trained once per seed (a finished one is not trained again) and its maps are measured on the target's own network at each
+trained once per seed (a finished one is not trained again); its maps are measured on the target's own network at each
 lambda, by insertion and deletion, on the same test images; Grad-CAM and a map of the middle stand beside them.
 """
 
