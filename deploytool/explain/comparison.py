@@ -368,4 +368,4 @@ def _mean(name: str, values: Tensor) -> Row:
 def _mean_curves(name: str, found: Found) -> Row:
     curves = {"insertion": found.inserted, "deletion": found.deleted}
     means = {key: curve.probability.double().mean(0).tolist() for key, curve in curves.items()}
-    return {"method": name, "share": found.inserted.share.tolist(), **means}
+    return {"method": name, "share": found.inserted.share.tolist(), **means, "n": len(found)}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+STYLED = ("surrogate", "rise", "lime", "grad-cam", "sliding-patch")  # the same colours in every comparison
 GRAY = "#555555"  # of the controls, which are no explanations
 INCHES = 1.15  # side of a picture in the contact sheet
 
@@ -130,19 +131,20 @@ def curves_figure(curves: Sequence[Row], path: Path) -> None:
     """Draw the explained class's mean probability over the share of pixels inserted, and deleted; write PNG and SVG.
 
     Args:
-        curves: rows of `method`, `share`, `insertion` and `deletion`.
+        curves: rows of `method`, `share`, `insertion`, `deletion` and `n`.
         path: file to write; its suffix is replaced by .png and .svg.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     panels: Any = figure.subplots(1, 2, sharey=True)
-    explained = [row["method"] for row in curves if row["method"] not in ("random", "center")]
+    most = max(row["n"] for row in curves)
     for row in curves:
         name = row["method"]
-        style: Row = {"label": name, "markersize": 4, "linewidth": 1.4}
-        if name in explained:
-            index = explained.index(name)
+        fewer = "" if row["n"] == most else f" ({row['n']} images)"
+        style: Row = {"label": name + fewer, "markersize": 4, "linewidth": 1.4}
+        if name in STYLED:
+            index = STYLED.index(name)
             style |= {
                 "color": COLOURS[index],
                 "marker": MARKERS[index],

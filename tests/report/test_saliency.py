@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from deploytool.explain.comparison import Sheet
-from deploytool.report.saliency import contact_sheet, render, write_comparison
+from deploytool.report.saliency import contact_sheet, curves_figure, render, write_comparison
 
 
 def row(method: str, **changes: Any) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def row(method: str, **changes: Any) -> dict[str, Any]:
 
 def document(**changes: Any) -> dict[str, Any]:
     nothing = dict.fromkeys(("insertion_difference", "deletion_difference"))
-    curve = {"share": [0.0, 0.5, 1.0], "insertion": [0.1, 0.8, 0.9], "deletion": [0.9, 0.3, 0.1]}
+    curve = {"share": [0.0, 0.5, 1.0], "insertion": [0.1, 0.8, 0.9], "deletion": [0.9, 0.3, 0.1], "n": 7}
     return {
         "rows": [row("surrogate", **nothing), row("rise", n=3, fps=12345.6)],
         "inference_fps": 40.0,
@@ -90,6 +90,18 @@ def test_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.csv", "comparison.json", "comparison.md", "contact-sheet.png", "curves.png", "curves.svg",
     ]  # fmt: skip
+
+
+def test_curves_have_their_colours_whoever_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: kept.append(figure) or path.touch())
+    curve = document()["curves"][0]
+    for names in (("surrogate", "rise", "sliding-patch"), ("sliding-patch", "random")):
+        curves_figure([curve | {"method": name, "n": 3 if name == "rise" else 7} for name in names], tmp_path / "c.png")
+    first, second = ({line.get_label(): line for line in figure.axes[0].lines} for figure in (kept[0], kept[-1]))
+    assert list(first) == ["surrogate", "rise (3 images)", "sliding-patch"]
+    assert first["sliding-patch"].get_color() == second["sliding-patch"].get_color()
+    np.testing.assert_allclose(first["surrogate"].get_xydata(), [[0, 0.1], [0.5, 0.8], [1, 0.9]])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
