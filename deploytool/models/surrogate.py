@@ -91,7 +91,7 @@ class Upsample(nn.Module):
 
 
 class ExplanationNetwork(nn.Module):
-    """From attentive features at three scales to a saliency map.
+    """From attentive features at three scales to evidence, the logits of a saliency map.
 
     Args:
         channels: of the features, the finest scale first.
@@ -111,7 +111,7 @@ class ExplanationNetwork(nn.Module):
         initialize(self)
 
     def forward(self, features: Sequence[Tensor], size: list[int]) -> Tensor:
-        """Map D (N, C_s, h_s, w_s) at three scales, the finest first, to saliency (N, 1, *size) in [0, 1]."""
+        """Map D (N, C_s, h_s, w_s) at three scales, the finest first, to evidence (N, 1, *size)."""
         fine, middle, coarse = features
         x = self.upsample3(coarse, list(middle.shape[2:]))
         x = self.upsample2(torch.cat([x, middle], 1), list(fine.shape[2:]))
@@ -120,7 +120,7 @@ class ExplanationNetwork(nn.Module):
         if self.stride > 1:
             coarse = F.avg_pool2d(evidence, self.stride)
             evidence = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-        return torch.sigmoid(evidence)
+        return evidence  # type: ignore[no-any-return]
 
 
 class Surrogate(nn.Module):
@@ -134,7 +134,7 @@ class Surrogate(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) and saliency (N, 1, H, W) in [0, 1]."""
         logits, features = self.student(image)
-        return logits, self.explanation(features, list(image.shape[2:]))
+        return logits, torch.sigmoid(self.explanation(features, list(image.shape[2:])))
 
 
 def build_surrogate(

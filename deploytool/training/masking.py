@@ -7,18 +7,18 @@ from torchvision.transforms.functional import gaussian_blur
 from deploytool.explain.faithfulness import KERNEL, SIGMA
 from deploytool.explain.recipe import ExplanationSection
 
-LEAST, LEAST_SPREAD = 1e-6, 1e-2  # of a map's values, and of their logits: where sigmoid saturates, there is no order
+LEAST_SPREAD = 1e-6  # of evidence
 SOFTNESS = 0.2
 
 
-def explained_image(image: Tensor, saliency: Tensor, section: ExplanationSection, draws: torch.Generator) -> Tensor:
+def explained_image(image: Tensor, evidence: Tensor, section: ExplanationSection, draws: torch.Generator) -> Tensor:
     """An image with its important pixels alone: M * x + (1 - M) * background.
 
-    The paper's M is the map H, its background 0: H * x. The blur is the one that insertion starts from.
+    The paper's M is the map, H = sigmoid(evidence), its background 0: H * x. The blur is the one insertion starts from.
 
     Args:
         image: x (N, C, H, W) float32 in [0, 1].
-        saliency: H (N, 1, H, W) in [0, 1].
+        evidence: (N, 1, H, W), the map's logits.
         section: `mask` and `background`.
         draws: on the CPU; of ranked masks.
 
@@ -27,31 +27,31 @@ def explained_image(image: Tensor, saliency: Tensor, section: ExplanationSection
 
     Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge distillation, 2021, section 3.4.
     """
-    mask = saliency if section.mask == "map" else ranked_mask(saliency, draws)
+    mask = evidence.sigmoid() if section.mask == "map" else ranked_mask(evidence, draws)
     if section.background == "black":
         return mask * image
     kernel = min(KERNEL, 2 * min(image.shape[2:]) - 1)
     return torch.lerp(gaussian_blur(image, [kernel, kernel], [SIGMA, SIGMA]), image, mask)
 
 
-def ranked_mask(saliency: Tensor, draws: torch.Generator) -> Tensor:
+def ranked_mask(evidence: Tensor, draws: torch.Generator) -> Tensor:
     r"""The most important pixels of each map, a random share of them, softly.
 
-        u = standardised(logit(H)),   t = the q-quantile of u,   q ~ U(0, 1),   M = sigmoid((u - t) / T)
+        u = standardised(evidence),   t = the q-quantile of u,   q ~ U(0, 1),   M = sigmoid((u - t) / T)
 
     Insertion and deletion look at the order of the pixels alone, at every share of them. H * x looks at one share, the
     one that lambda buys, and where H is 1 its pixels have no order. T is in standard deviations of u.
 
     Args:
-        saliency: H (N, 1, H, W) in [0, 1].
+        evidence: (N, 1, H, W), the map's logits.
         draws: on the CPU.
 
     Returns:
         M (N, 1, H, W) in [0, 1].
     """
-    evidence = torch.logit(saliency, LEAST)
+    shape = evidence.shape
     spread = evidence.std((2, 3), keepdim=True) + LEAST_SPREAD
     evidence = ((evidence - evidence.mean((2, 3), keepdim=True)) / spread).flatten(1)
-    rank = (torch.rand(len(saliency), 1, generator=draws) * evidence.shape[1]).long().to(saliency.device)
+    rank = (torch.rand(shape[0], 1, generator=draws) * evidence.shape[1]).long().to(evidence.device)
     threshold = evidence.detach().sort(1).values.gather(1, rank)
-    return torch.sigmoid((evidence - threshold) / SOFTNESS).view_as(saliency)
+    return torch.sigmoid((evidence - threshold) / SOFTNESS).view(shape)

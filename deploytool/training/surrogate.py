@@ -177,14 +177,14 @@ def step_losses(
         losses["distillation"] = distillation_loss(logits, truth, label, section.alpha, section.temperature)
     if part == "student":
         return losses
-    saliency = _call(surrogate.explanation, "explanation", model.state(setting), features, list(image.shape[2:]))
-    explained = explained_image(image, saliency, recipe.explanation, draws)
+    evidence = _call(surrogate.explanation, "explanation", model.state(setting), features, list(image.shape[2:]))
+    explained = explained_image(image, evidence, recipe.explanation, draws)
     if recipe.explanation.fidelity == "target":
         seen = target.network(explained)
     else:
         surrogate.student.eval()  # an explained image is none of those that its statistics are of
         seen, _ = _call(surrogate.student, "student", state, explained)
-    return losses | {"explanation": explanation_loss(seen, truth, saliency, recipe.explanation.l1)}
+    return losses | {"explanation": explanation_loss(seen, truth, evidence.sigmoid(), recipe.explanation.l1)}
 
 
 @torch.no_grad()

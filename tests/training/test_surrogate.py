@@ -65,7 +65,7 @@ def test_the_explanation_loss_by_hand(fidelity: str) -> None:
     surrogate.load_state_dict({k.removeprefix("backbone."): v for k, v in before.items() if k.startswith("backbone.")})
     with torch.no_grad():
         features = surrogate.student.eval()(image)[1]
-        saliency = surrogate.explanation.train()(features, [8, 8])
+        saliency = surrogate.explanation.train()(features, [8, 8]).sigmoid()
         looked = network(saliency * image) if fidelity == "target" else surrogate.student(saliency * image)[0]
         expected = kl(network(image), looked) + 0.02 * float(saliency.sum()) / 6
     assert list(losses) == ["explanation"] and losses["explanation"].item() == pytest.approx(expected, rel=1e-4)
