@@ -4,6 +4,8 @@
     sizes      nodes that only the size of an image reaches, through Shape: computed once, no work on pixels
     knobs      all others, on weights and knobs as `lambda`: weight transforms
 
+What only the output `saliency` of a deploytool file needs, an explainer, is left out: its classifier can do without.
+
 Shapes come from ONNX shape inference with sizes worked out by `hwmodels.constants`; large tensors take no part in it.
 Files are untrusted: nothing beside the file is opened, nothing large is computed.
 """
@@ -34,6 +36,7 @@ MAX_NODES = 200_000
 SMALL_TENSOR = 64  # values of tensors up to this size may be sizes, and are computed
 SMALL_INTEGERS = 4096  # the same for integers: tables of sizes, such as those of all widths of a network
 MEASURES = ("Shape", "Size")  # operators that read a tensor's size alone
+EXPLAINER, SALIENCY = "deploytool.explainer", "saliency"  # of a file with an explainer: its metadata, its output
 MAX_ROUNDS = 64  # of shape inference and constants by turns
 
 
@@ -52,8 +55,9 @@ class Graph:
         images: shapes of the image inputs, by name.
         batch: images in a run.
         width: the chosen width of a slimmable file.
-        inputs, outputs: their names.
+        inputs, outputs: their names; `saliency` is not among the outputs.
         properties: the file's metadata.
+        left_out: outputs that are not priced.
     """
 
     path: Path
@@ -71,6 +75,7 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     properties: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
     def producers(self) -> dict[str, onnx.NodeProto]:
         """The node that makes each tensor."""
@@ -105,6 +110,11 @@ def read_graph(
     _check_order(path, graph)
     inputs = [value for value in graph.input if value.name not in stored and value.name not in sparse]
     properties = {each.key: each.value for each in model.metadata_props}
+    outputs = [value.name for value in graph.output]
+    left_out = [name for name in outputs if name == SALIENCY and EXPLAINER in properties and len(outputs) > 1]
+    if left_out:
+        outputs = [name for name in outputs if name != SALIENCY]
+        nodes = _needed(nodes, outputs)
     images, batch = fix_images(path, inputs, shape)
     chosen = fix_width(path, inputs, properties, width)
     reached = set(images)
@@ -144,8 +154,9 @@ def read_graph(
         batch=batch,
         width=chosen,
         inputs=tuple(value.name for value in inputs),
-        outputs=tuple(value.name for value in graph.output),
+        outputs=tuple(outputs),
         properties=properties,
+        left_out=tuple(left_out),
     )
 
 
@@ -201,6 +212,16 @@ def _names(model: onnx.ModelProto) -> Iterator[str]:
         yield from (each.name for each in named)
     for each in model.metadata_props:
         yield from (each.key, each.value)
+
+
+def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
+    """The nodes that some outputs need."""
+    wanted, found = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            found.append(node)
+            wanted.update(operands(node))
+    return found[::-1]
 
 
 def is_standard(node: onnx.NodeProto) -> bool:

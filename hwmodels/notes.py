@@ -169,7 +169,11 @@ def _bits_notes(workload: Workload, bits: int) -> list[str]:
 
 
 def _incomplete(workload: Workload) -> list[str]:
-    return [f"incomplete: not counted are {_counts(workload.not_counted)}"] if workload.not_counted else []
+    found = [f"incomplete: not counted are {_counts(workload.not_counted)}"] if workload.not_counted else []
+    if workload.left_out:
+        names = ", ".join(workload.left_out)
+        found.append(f"what the output {names} alone needs, an explainer, is not counted")
+    return found
 
 
 def _methods(comparison: "Comparison") -> list[Method]:

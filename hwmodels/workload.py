@@ -71,6 +71,7 @@ class Workload:
         flow: the tensors on the image path, for `hwmodels.activations`.
         images: shapes of the image inputs, as priced.
         width: the chosen width of a slimmable file, None for others.
+        left_out: outputs whose own work is not counted: an explainer's maps.
     """
 
     file: str
@@ -87,6 +88,7 @@ class Workload:
     flow: Flow = field(default_factory=Flow)
     images: dict[str, tuple[int, ...]] = field(default_factory=dict)
     width: float | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def read_workload(
@@ -138,6 +140,7 @@ def read_workload(
         flow=_flow(graph, {index: layer.name for index, layer in layers.items()}),
         images=dict(graph.images),
         width=graph.width,
+        left_out=graph.left_out,
     )
 
 

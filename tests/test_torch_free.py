@@ -12,6 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from deploytool.cli import cli
+from deploytool.explain.explainer import Explainer
+from deploytool.export.artefact import export
+from deploytool.training.run import Run
 
 TRAINING = ["torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "sklearn", "matplotlib", "tensorboard"]
 RECIPE = Path(__file__).parents[1] / "recipes" / "digits-float.yaml"
@@ -93,6 +96,16 @@ def test_predict_answers_as_it_does_beside_torch(trained_file: Path, digit: Path
     assert edge["class"] == full["class"] and len(edge["top"]) == 10
     assert edge["probability"] == pytest.approx(full["probability"], abs=1e-6)
     assert sum(candidate["probability"] for candidate in edge["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_draws_maps_without_torch(
+    trained_run: Run, float_explainer: Explainer, digit: Path, tmp_path: Path
+) -> None:
+    export(trained_run, tmp_path / "model.onnx", explainer=float_explainer)
+    arguments = ["predict", tmp_path / "model.onnx", digit, "--lambda", 0.3, "--saliency"]
+    (edge,) = edge_json(tmp_path, *arguments, tmp_path / "edge")["predictions"]
+    (full,) = full_json(*arguments, tmp_path / "full")["predictions"]
+    assert Path(edge["saliency"]).read_bytes() == Path(full["saliency"]).read_bytes()
 
 
 def test_specialize_writes_a_file_that_answers_alike(trained_file: Path, digit: Path, tmp_path: Path) -> None:

@@ -189,6 +189,12 @@ def bench(
 @threads_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list per image.")
 @click.option("--t-rsn", type=float, help="Share of reasoning labels that must agree, in [0, 1]. [FILE's own]")
+@click.option(
+    "--saliency",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write each image with its saliency map laid over it, as PNG.",
+)
 @json_option
 def predict(
     file: Path,
@@ -200,11 +206,13 @@ def predict(
     threads: int | None,
     top: int,
     t_rsn: float | None,
+    saliency: Path | None,
     as_json: bool,
 ) -> None:
     """Classify PNG or JPEG IMAGES with FILE; one with reasoning labels gives its reasons, and a verdict on them."""
     from deploytool.report.tables import prediction_table
     from deploytool.runtime.predict import predict as predict_images
 
-    predictions = predict_images(file, list(images), lam, lambda_threshold, top, threads, width, precision, t_rsn)
+    options = (lam, lambda_threshold, top, threads, width, precision, t_rsn, saliency)
+    predictions = predict_images(file, list(images), *options)
     emit({"predictions": predictions}, as_json, lambda: prediction_table(predictions))

@@ -84,7 +84,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor, size: list[int]) -> Tensor:
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         """Map (N, channels_in, h, w) to (N, channels, *size)."""
         x = torch.relu(self.bn(self.conv(x)))
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False) if self.resized else x
@@ -110,11 +110,11 @@ class ExplanationNetwork(nn.Module):
         self.stride = stride
         initialize(self)
 
-    def forward(self, features: Sequence[Tensor], size: list[int]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], size: torch.Size) -> Tensor:
         """Map D (N, C_s, h_s, w_s) at three scales, the finest first, to evidence (N, 1, *size)."""
         fine, middle, coarse = features
-        x = self.upsample3(coarse, list(middle.shape[2:]))
-        x = self.upsample2(torch.cat([x, middle], 1), list(fine.shape[2:]))
+        x = self.upsample3(coarse, middle.shape[2:])
+        x = self.upsample2(torch.cat([x, middle], 1), fine.shape[2:])
         x = self.upsample1(torch.cat([x, fine], 1), size)
         evidence = self.draw(x)
         if self.stride > 1:
@@ -134,7 +134,7 @@ class Surrogate(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map image (N, C, H, W) float32 in [0, 1] to logits (N, K) and saliency (N, 1, H, W) in [0, 1]."""
         logits, features = self.student(image)
-        return logits, torch.sigmoid(self.explanation(features, list(image.shape[2:])))
+        return logits, torch.sigmoid(self.explanation(features, image.shape[2:]))
 
 
 def build_surrogate(

@@ -116,14 +116,15 @@ def explainer_table(document: Row) -> str:
 
 
 def prediction_table(predictions: Sequence[Row]) -> str:
-    """Render predictions: a line per image with its best classes, then the verdicts on their reasons, if any."""
+    """Render predictions: a line per image with its best classes, then verdicts and files of maps, if any."""
     table = [
         [p["image"], p["class"], f"{p['probability']:.3f}", ", ".join(_candidate(c) for c in p["top"][1:])]
         for p in predictions
     ]
     text = tabulate(table, ["image", "class", "probability", "next"], disable_numparse=True)
     verdicts = [f"{p['image']}: {p['verdict']}" for p in predictions if "verdict" in p]
-    return "\n\n".join([text, "\n".join(verdicts)]) if verdicts else text
+    maps = [f"{p['image']}: saliency map in {p['saliency']}" for p in predictions if "saliency" in p]
+    return "\n\n".join([text, *("\n".join(lines) for lines in (verdicts, maps) if lines)])
 
 
 def _candidate(candidate: Row) -> str:

@@ -1,4 +1,4 @@
-"""`predict`: class names and probabilities for picture files, with reasons and verdict where the model gives them."""
+"""`predict`: class names and probabilities for picture files, with reasons, verdict and maps where there are any."""
 
 import os
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ import numpy as np
 from deploytool.errors import InputError
 from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.images import load_image
+from deploytool.runtime.overlay import overlay_paths, write_overlay
+from deploytool.runtime.saliency import SALIENCY
 from deploytool.runtime.session import Session
 
 BATCH = 64
@@ -24,6 +26,7 @@ def predict(
     width: float | None = None,
     precision: str | None = None,
     reasoning_threshold: float | None = None,
+    saliency: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Classify picture files.
 
@@ -37,23 +40,30 @@ def predict(
         width: one of the file's widths; the widest where None.
         precision: `int8` or `float32`; int8 where None and the file was exported for it.
         reasoning_threshold: t_rsn in [0, 1], instead of the file's own.
+        saliency: folder for the pictures' saliency maps, laid over them (`deploytool.runtime.overlay`).
 
     Returns:
         Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`. Where
-        the file has reasoning labels also what `deploytool.runtime.reasoning.Verdict.to_dict` returns.
+        the file has reasoning labels also what `deploytool.runtime.reasoning.Verdict.to_dict` returns; with `saliency`
+        also the path of the overlay, as `saliency`.
 
     Raises:
         InputError: a picture, lambda or `top` is not acceptable, or t_rsn is not, or the file has no reasoning labels
-            to apply it to. ArtefactError: the model is not acceptable.
+            to apply it to, or no maps to draw. ArtefactError: the model is not acceptable.
     """
     if top < 1:
         raise InputError(f"top (={top}) must be at least 1")
     artefact = read_artefact(model)
+    if saliency is not None and artefact.metadata.explainer is None:
+        raise InputError(
+            f"{model} has no output `saliency`; export it with --explainer, or leave --saliency (={saliency}) out"
+        )
+    judging = () if artefact.metadata.reasoning is None else ("reasoning",)
     session = Session(
         artefact,
         threads=threads,
         lambda_threshold=lambda_threshold,
-        outputs=("logits",) if artefact.metadata.reasoning is None else ("logits", "reasoning"),
+        outputs=("logits", *judging, *(() if saliency is None else (SALIENCY,))),
         precision=precision,
         background=False,
     )
@@ -61,7 +71,8 @@ def predict(
         session.check_reasoning(reasoning_threshold)
     reasoning = session.metadata.reasoning
     lam, width = session.check_lambda(lam), session.check_width(width)
-    predictions = []
+    overlays = [] if saliency is None else overlay_paths(saliency, images)
+    predictions: list[dict[str, Any]] = []
     for start in range(0, len(images), BATCH):
         paths = images[start : start + BATCH]
         batch = np.concatenate([load_image(path, session.metadata) for path in paths])
@@ -75,6 +86,9 @@ def predict(
             ranked = [{"class": session.metadata.classes[i], "probability": float(probabilities[i])} for i in best]
             at = session.metadata.lam if lam is None else lam
             predictions.append({"image": str(path), **ranked[0], "top": ranked, "lambda": at, **verdict})
+        for index, file in enumerate(overlays[start : start + BATCH]):
+            write_overlay(file, batch[index], answers[SALIENCY][index, 0])
+            predictions[start + index]["saliency"] = str(file)
     return predictions
 
 

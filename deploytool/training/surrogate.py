@@ -177,7 +177,7 @@ def step_losses(
         losses["distillation"] = distillation_loss(logits, truth, label, section.alpha, section.temperature)
     if part == "student":
         return losses
-    evidence = _call(surrogate.explanation, "explanation", model.state(setting), features, list(image.shape[2:]))
+    evidence = _call(surrogate.explanation, "explanation", model.state(setting), features, image.shape[2:])
     explained = explained_image(image, evidence, recipe.explanation, draws)
     if recipe.explanation.fidelity == "target":
         seen = target.network(explained)

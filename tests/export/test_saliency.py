@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import hwmodels
 from deploytool.data.datasets import dataset_info
 from deploytool.errors import ParityError, RunError
 from deploytool.explain.explainer import Explainer, build_explainer
@@ -23,6 +24,7 @@ from deploytool.export.artefact import export, export_setting, random_images, wr
 from deploytool.export.explainer import export_explainer
 from deploytool.export.quantize import quantizer_of_untrained
 from deploytool.export.saliency import PREFIX, Surrogate, surrogate_graph, surrogate_of
+from deploytool.measuring import plain_network
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_labels
 from deploytool.models.setting import Setting
@@ -315,3 +317,31 @@ def test_a_surrogate_of_a_plain_target_is_written_without_it(tmp_path: Path) -> 
     result = export_explainer(explainer_of(False), tmp_path / "e.onnx")
     assert result["parity"]["max_abs_error"] <= 1e-4
     assert [value.name for value in onnx.load(str(tmp_path / "e.onnx")).graph.input] == ["image"]
+
+
+def test_cost_prices_the_classifier_alone_and_says_so(made, tmp_path: Path) -> None:
+    """As the file without the explainer's part would be priced."""
+    _, file, _, _, _ = made
+    model = onnx.load(str(file))
+    cut = onnx.utils.Extractor(model).extract_model([value.name for value in model.graph.input], ["logits"])
+    kept = {p.key: p.value for p in model.metadata_props if p.key != "deploytool.explainer"}
+    onnx.helper.set_model_props(cut, kept)
+    outputs = [value.name for value in model.graph.output if value.name != "saliency"]
+    if len(outputs) == 1:
+        onnx.save(cut, str(tmp_path / "cut.onnx"))
+        bare = hwmodels.cost(tmp_path / "cut.onnx")
+        assert [each.layer for each in bare.layers] == [each.layer for each in hwmodels.cost(file).layers]
+    priced = hwmodels.cost(file)
+    assert not any(each.layer.name.startswith(PREFIX) for each in priced.layers)
+    assert priced.workload.flow.outputs == tuple(outputs) and priced.workload.left_out == ("saliency",)
+    assert any("output saliency" in note and "not counted" in note for note in priced.notes())
+
+
+@pytest.mark.parametrize("made", ["switch", "plain int8"], indirect=True)
+def test_what_is_measured_is_what_is_priced(made, tmp_path: Path) -> None:
+    _, file, _, _, _ = made
+    network = plain_network(file, tmp_path)
+    graph = onnx.load_model_from_string(network.data).graph
+    assert not any(tensor.name.startswith(PREFIX) for tensor in graph.initializer)
+    assert [value.name for value in onnx.load(str(network.runnable)).graph.output] == ["logits"]
+    assert not any(layer.name.startswith(PREFIX) for layer in network.workload.layers)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from deploytool.data.catalogue import CATALOGUE, DatasetInfo
 from deploytool.errors import RecipeError
 from deploytool.models.attention import CBAM
-from deploytool.models.folding import folded_network
+from deploytool.models.folding import FoldedBackbone, folded_network
 from deploytool.models.resnet import BasicBlock, Bottleneck
 from deploytool.models.surrogate import AttentiveBlock, build_surrogate
 
@@ -76,6 +76,7 @@ def test_batch_norms_fold() -> None:
     surrogate = build_surrogate("resnet20", CIFAR)
     surrogate.train()(torch.rand(16, 3, 32, 32))
     surrogate.eval()
+    assert len(FoldedBackbone(surrogate).pairs) == 1 + 2 * 9 + 3  # stem, blocks, upsample
     image = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         for one, other in zip(folded_network(surrogate)(image), surrogate(image), strict=True):

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from deploytool.export.artefact import export_untrained
+from deploytool.explain.explainer import Explainer
+from deploytool.export.artefact import export, export_untrained
 from deploytool.recipe import load_recipe
+from deploytool.training.run import Run
 
 CHILD = Path(__file__).parent / "hostile" / "child.py"
 FOUND = [name for name in runpy.run_path(str(CHILD.with_name("found.py")))["FOUND"] if not name.startswith("sound")]
@@ -35,13 +37,21 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def folder(trained_file: Path, plain_file: Path, wide_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    trained_file: Path,
+    plain_file: Path,
+    wide_file: Path,
+    trained_run: Run,
+    float_explainer: Explainer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A file of each kind."""
     folder = tmp_path_factory.mktemp("sources")
     for name, file in {"conditional": trained_file, "plain": plain_file, "wide": wide_file}.items():
         (folder / f"{name}.onnx").write_bytes(file.read_bytes())
     sparse = ["model.arch=resnet8", "sparsity.kind=irregular", "sparsity.density=0.2"]
     export_untrained(load_recipe(RECIPE, sparse), folder / "small.onnx", compress=True, quantize="int8")
+    export(trained_run, folder / "explained.onnx", explainer=float_explainer)
     return folder
 
 
@@ -110,7 +120,7 @@ def test_what_was_found_once_is_refused(name: str, found: dict[str, Outcome]) ->
 
 def test_the_undamaged_files_answer(folder: Path) -> None:
     """Or else nothing here would say anything."""
-    sound = {f"sound_{name}": Outcome("answered") for name in ("conditional", "plain", "wide", "small")}
+    sound = {f"sound_{name}": Outcome("answered") for name in ("conditional", "plain", "wide", "small", "explained")}
     assert examined(folder, list(sound)) == sound
 
 

@@ -89,6 +89,56 @@ def test_what_onnx_calls_invalid_is_refused(nodes: list[onnx.NodeProto], said: s
         check_graph(graph_of(nodes))
 
 
+def resize(scales: Sequence[float] | None = None, sizes: Sequence[int] | None = None, **attributes: Any) -> Graph:
+    """An image resized by one node, bilinearly unless attributes say otherwise."""
+    kind = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", **attributes}
+    if scales is not None:
+        nodes, constants = [node("Resize", "image", "", "by", **kind)], {"by": np.array(scales, np.float32)}
+    else:
+        nodes, constants = [node("Resize", "image", "", "", "to", **kind)], {"to": np.array(sizes, np.int64)}
+    return graph_of(nodes, constants)
+
+
+def test_a_bilinear_resize_by_constants_is_let_through() -> None:
+    for scale in (1, 2, 64):
+        check_graph(resize([1, 1, scale, 1]))
+    check_graph(resize(sizes=[5, 40], axes=[2, 3]))
+    check_graph(resize([1, 1, 2, 2], antialias=0, cubic_coeff_a=-0.75, exclude_outside=0, nearest_mode="floor"))
+
+
+@pytest.mark.parametrize(
+    ("graph", "said"),
+    [
+        (resize([1, 1, 65, 2]), "a Resize by"),
+        (resize([1, 1, 1.5, 2]), "a Resize by"),
+        (resize([1, 2, 1, 1]), "a Resize by"),
+        (resize([1, 1, float("nan"), 1]), "a Resize by"),
+        (resize([2, 2], axes=[2, 3]), "a Resize by"),
+        (resize(sizes=[0, 8], axes=[2, 3]), "a Resize to"),
+        (resize(sizes=[8, 8], axes=[1, 2]), "a Resize to"),
+        (resize(sizes=[1, 1, 8, 8]), "a Resize to"),
+        (resize([1, 1, 2, 2], mode="cubic"), "of another kind .*cubic"),
+        (resize([1, 1, 2, 2], coordinate_transformation_mode="tf_crop_and_resize"), "of another kind .*crop"),
+        (resize([1, 1, 2, 2], antialias=1), "of another kind .*antialias"),
+        (graph_of([node("Resize", "image", "", "image", mode="linear")]), "of another kind"),
+        (
+            graph_of([node("Resize", "image", "", "by", mode="linear", coordinate_transformation_mode="half_pixel")]),
+            "no constant",
+        ),
+    ],
+)
+def test_another_resize_is_refused(graph: Graph, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_graph(graph)
+
+
+def test_sizes_of_a_resize_count_as_activations() -> None:
+    side = int(MAX_ACTIVATIONS**0.5)
+    check_graph(resize(sizes=[side // 2, side], axes=[2, 3]))
+    with pytest.raises(ValueError, match="values for one image"):
+        check_graph(resize(sizes=[side, 2 * side], axes=[2, 3]))
+
+
 @pytest.mark.parametrize("opset", [6, 17, 19, 2**40])
 def test_another_operator_set_is_refused(opset: int) -> None:
     """The operators in numpy are those of opset 18."""

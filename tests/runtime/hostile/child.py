@@ -73,7 +73,8 @@ def examine(file: Path, shared: bool) -> tuple[str, list[str]]:
             attempt("running", lambda: run_session(plain, None, {"image": image}, "x.onnx"))
         failed |= plain is None
     session_module.SHARED_FROM_BYTES = 0 if shared else 1 << 22
-    session = attempt("session", lambda: Session(artefact, threads=1, background=False))
+    outputs = [value.name for value in artefact.graph.outputs]
+    session = attempt("session", lambda: Session(artefact, threads=1, background=False, outputs=outputs))
     for stage in ("__call__", "generic"):
         if session is None or attempt(stage, lambda stage=stage: getattr(session, stage)(image, lam)) is None:
             failed = True

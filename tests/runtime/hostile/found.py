@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Sources = Mapping[str, bytes]  # conditional, plain, wide (of several widths), small (INT8, sparse): exported files
+# Exported files: conditional, plain, wide (of several widths), small (INT8, sparse), explained (with saliency maps).
+Sources = Mapping[str, bytes]
 Found = Callable[[Sources], bytes]
 
 FOUND: dict[str, Found] = {}
@@ -62,7 +63,7 @@ def set_property(key: str, text: str) -> Callable[[onnx.ModelProto], None]:
 
 FOUND |= {
     f"sound_{source}": lambda sources, source=source: sources[source]
-    for source in ("conditional", "plain", "wide", "small")
+    for source in ("conditional", "plain", "wide", "small", "explained")
 }
 
 
@@ -283,6 +284,58 @@ def with_attribute(op: str, name: str, value: Any) -> Found:
         changed.attribute.extend([*kept, helper.make_attribute(name, value)])
 
     return edited(edit)
+
+
+def resized(scales: Any = None, sizes: Any = None, roi: Any = None, **attributes: Any) -> Found:
+    """The first Resize of an explainer, changed; None leaves an input or attribute as it is."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        changed = node(model, "Resize")
+        kept = [each for each in changed.attribute if each.name not in attributes]
+        del changed.attribute[:]
+        changed.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in attributes.items())])
+        inputs = [changed.input[0], "", changed.input[2], ""]
+        if scales is not None:
+            inputs[2] = constant(model, "other.scales", scales, np.float32)
+        if sizes is not None:
+            inputs[2:] = "", constant(model, "other.sizes", sizes)
+        if roi is not None:
+            inputs[1] = constant(model, "other.roi", roi, np.float32)
+        changed.input[:] = inputs
+
+    return edited(edit, "explained")
+
+
+@edit_of("explained")
+def a_map_that_lambda_resizes(model: onnx.ModelProto) -> None:
+    ones = constant(model, "ones", np.ones(4), np.float32)
+    model.graph.node.insert(0, helper.make_node("Mul", ["lambda", ones], ["chosen.scales"]))
+    node(model, "Resize").input[2] = "chosen.scales"
+
+
+FOUND |= {
+    "resized_to_nothing": resized([1, 1, 0, 0]),
+    "resized_by_less_than_one": resized([1, 1, 0.5, 0.5]),
+    "resized_by_a_minus": resized([1, 1, -2, -2]),
+    "resized_by_nan": resized([1, 1, np.nan, 2]),
+    "resized_without_end": resized([1, 1, 1e9, 1e9]),
+    "resized_by_infinity": resized([1, 1, np.inf, 1]),
+    "resized_a_little": resized([1, 1, 1.9999999, 2]),
+    "resized_in_batch_and_channels": resized([2, 2, 2, 2]),
+    "resized_in_two_axes_of_four": resized([2, 2]),
+    "resized_to_sizes_without_end": resized(sizes=[2**40, 2**40], axes=[2, 3]),
+    "resized_to_sizes_of_zero": resized(sizes=[0, 0], axes=[2, 3]),
+    "resized_to_sizes_along_no_axes": resized(sizes=[4, 4], axes=[99, -99]),
+    "resized_to_sizes_along_an_axis_twice": resized(sizes=[4, 4], axes=[3, 3]),
+    "resized_to_sizes_of_a_batch": resized(sizes=[7, 16, 4, 4]),
+    "resized_by_cubics": resized(mode="cubic"),
+    "resized_with_antialiasing": resized(antialias=1),
+    "resized_leaving_out_what_is_outside": resized(mode="cubic", exclude_outside=1),
+    "resized_and_cropped": resized(
+        roi=[0, 0, -1e9, -1e9, 1, 1, 1e9, 1e9], coordinate_transformation_mode="tf_crop_and_resize"
+    ),
+    "resized_by_a_mode_that_is_none": resized(coordinate_transformation_mode="no such mode"),
+}
 
 
 FOUND |= {
