@@ -42,6 +42,12 @@ class Document(Section):
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
 
     @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema (draft 2020-12) of a recipe of this kind."""
+        schema = cls.model_json_schema(by_alias=True)
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Self:
         """Read and validate a recipe file.
 

@@ -354,9 +354,3 @@ def load_recipe(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 def make_recipe(document: dict[str, Any], overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
     """Validate a recipe given as nested dictionaries; see `load_recipe`."""
     return Recipe.make(document, overrides, source)
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a recipe."""
-    schema = Recipe.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -17,7 +17,7 @@ from deploytool.runtime.session import SpecializationWarning
 
 COMMANDS = (
     "train", "evaluate", "verify", "robustness", "stability", "export", "specialize", "bench", "cost", "calibrate",
-    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema",
+    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema", "explain",
 )  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECIPE = str(RECIPES / "digits-float.yaml")
@@ -153,6 +153,8 @@ def test_schema_knows_every_section() -> None:
     assert {"data", "model", "method", "attack", "optimizer", "evaluate"} <= set(
         json.loads(result.stdout)["properties"]
     )
+    explainer = json.loads(run("schema", "--explainer").stdout)["properties"]
+    assert {"student", "distillation", "explanation", "schedule", "condition"} <= set(explainer)
 
 
 def test_models_lists_every_backbone_and_method() -> None:

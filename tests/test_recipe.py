@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploytool.errors import RecipeError
-from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe, StandardMethod, json_schema, load_recipe, make_recipe
+from deploytool.recipe import FloatMethod, PgdAtMethod, Recipe, StandardMethod, load_recipe, make_recipe
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALLEST = "name: x\nmethod: {name: float}\n"
@@ -537,7 +537,7 @@ def violations(value: Any, schema: dict[str, Any], root: dict[str, Any], path: s
 
 @shipped
 def test_the_schema_accepts_every_shipped_recipe(file: Path) -> None:
-    schema = json_schema()
+    schema = Recipe.json_schema()
     assert violations(yaml.safe_load(file.read_text()), schema, schema) == []
     assert violations(yaml.safe_load(load_recipe(file).to_yaml()), schema, schema) == []
 
@@ -547,7 +547,7 @@ def test_the_schema_accepts_every_shipped_recipe(file: Path) -> None:
 @example({"name": "x", "method": {"name": "float", "noise_seed": 2**63 - 1}})
 def test_the_schema_accepts_what_the_model_accepts(document: dict[str, Any]) -> None:
     make_recipe(document)
-    schema = json_schema()
+    schema = Recipe.json_schema()
     assert violations(json.loads(json.dumps(document)), schema, schema) == []
 
 
@@ -569,12 +569,12 @@ def test_the_schema_accepts_what_the_model_accepts(document: dict[str, Any]) -> 
 )
 def test_the_schema_refuses_what_the_model_refuses(key: str, value: Any) -> None:
     refusal(nested(key, value))
-    schema = json_schema()
+    schema = Recipe.json_schema()
     assert violations(nested(key, value), schema, schema) != []
 
 
 def test_the_schema_has_the_properties_of_a_recipe_and_no_others() -> None:
-    schema = json_schema()
+    schema = Recipe.json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(schema["properties"]) == SECTIONS and sorted(schema["required"]) == ["method", "name"]
     sections = [schema, *schema["$defs"].values()]

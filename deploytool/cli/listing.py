@@ -27,15 +27,19 @@ def models(data: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--explainer", is_flag=True, help="Of an explainer's recipe instead.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of stdout.")
 @json_option
-def schema(output: Path | None, as_json: bool) -> None:
+def schema(explainer: bool, output: Path | None, as_json: bool) -> None:
     """Print the JSON Schema of a recipe, for an editor to complete and check with."""
     from deploytool.atomic import write_json
-    from deploytool.recipe import json_schema
+    from deploytool.documents import Document
+    from deploytool.explain.recipe import ExplainerRecipe
+    from deploytool.recipe import Recipe
 
+    kind: type[Document] = ExplainerRecipe if explainer else Recipe
     if output is None:
-        emit(json_schema(), True, str)
+        emit(kind.json_schema(), True, str)
     else:
-        write_json(output, json_schema())
+        write_json(output, kind.json_schema())
         emit({"file": str(output)}, as_json, lambda: str(output))

@@ -44,7 +44,9 @@ class ExplanationSection(Section):
         1, ge=1, le=1024, description="pixels from one value of the map to the next; the paper's ResNet-50 draws at 8"
     )
     mask: Literal["map", "ranked"] = Field(
-        "map", description="what explains: the map itself (the paper), or its most important pixels, a random share"
+        "map",
+        description="what explains: the map itself (the paper), or for every second image a random share of its pixels, "
+        "the most important ones",
     )
     background: Literal["black", "blur"] = Field(
         "black", description="what stands where nothing explains: 0 (the paper), or the blurred image"

@@ -15,6 +15,8 @@ def explained_image(image: Tensor, evidence: Tensor, section: ExplanationSection
     """An image with its important pixels alone: M * x + (1 - M) * background.
 
     The paper's M is the map, H = sigmoid(evidence), its background 0: H * x. The blur is the one insertion starts from.
+    With `ranked`, the second half of the images has ranked masks; the first keeps the maps, else nothing would say how
+    bright they are.
 
     Args:
         image: x (N, C, H, W) float32 in [0, 1].
@@ -27,7 +29,10 @@ def explained_image(image: Tensor, evidence: Tensor, section: ExplanationSection
 
     Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge distillation, 2021, section 3.4.
     """
-    mask = evidence.sigmoid() if section.mask == "map" else ranked_mask(evidence, draws)
+    mask = evidence.sigmoid()
+    if section.mask == "ranked":
+        half = len(image) // 2
+        mask = torch.cat([mask[:half], ranked_mask(evidence[half:], draws)])
     if section.background == "black":
         return mask * image
     kernel = min(KERNEL, 2 * min(image.shape[2:]) - 1)

@@ -28,6 +28,13 @@ def test_nothing_explained_is_the_background() -> None:
     assert explained_image(tiny, torch.full((2, 1, 4, 4), -100.0), section, torch.Generator()).shape == tiny.shape
 
 
+def test_every_second_image_is_ranked() -> None:
+    section = ExplanationSection(mask="ranked")
+    found = explained_image(IMAGE, LOGITS, section, torch.Generator().manual_seed(1))
+    ranked = ranked_mask(LOGITS[3:], torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, IMAGE * torch.cat([LOGITS[:3].sigmoid(), ranked]))
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(-30, 30))
 def test_ranked_masks_know_the_order_alone(seed: int, scale: float, shift: float) -> None:
