@@ -17,7 +17,7 @@ from deploytool.runtime.session import SpecializationWarning
 
 COMMANDS = (
     "train", "evaluate", "verify", "robustness", "stability", "export", "specialize", "bench", "cost", "calibrate",
-    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema", "explain",
+    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema", "explain train", "explain export", "explain compare",
 )  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECIPE = str(RECIPES / "digits-float.yaml")
@@ -43,7 +43,7 @@ def assert_one_line_error(result: Result, *words: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_json(command: str) -> None:
-    result = run(command, "--help")
+    result = run(*command.split(), "--help")
     assert result.exit_code == 0
     assert command == "schema" or "--json" in result.stdout
 

@@ -45,8 +45,8 @@ class ExplanationSection(Section):
     )
     mask: Literal["map", "ranked"] = Field(
         "map",
-        description="what explains: the map itself (the paper), or for every second image a random share of its pixels, "
-        "the most important ones",
+        description="what explains: the map itself (the paper), or for every second image a random share of its "
+        "pixels, the most important ones",
     )
     background: Literal["black", "blur"] = Field(
         "black", description="what stands where nothing explains: 0 (the paper), or the blurred image"
