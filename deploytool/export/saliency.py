@@ -33,6 +33,7 @@ from deploytool.models.setting import Setting
 from deploytool.recipe import FloatMethod
 from deploytool.runtime.graph import assemble, select_outputs, take_apart
 from deploytool.runtime.saliency import SALIENCY, ExplainerNote
+from deploytool.runtime.validation import MAX_SCALE
 from deploytool.training.run import Run
 
 Array = np.ndarray[Any, Any]
@@ -138,7 +139,7 @@ def _fix_sizes(model: onnx.ModelProto) -> None:
             continue
         size = numpy_helper.to_array(stored[producer[node.input[3]].input[-1]]).astype(np.int64)
         scale = size / shapes[node.input[0]][2:]
-        if (scale == scale.round()).all():
+        if (scale == scale.round()).all() and scale.max() <= MAX_SCALE:
             scales = np.array([1, 1, *scale], np.float32)
             node.input[:] = [node.input[0], "", _store(graph, f"{node.output[0]}.scales", scales)]
         else:

@@ -145,7 +145,7 @@ def learn_layout(graph: Graph, stored: Mapping[str, Array], name: str) -> Layout
         with tempfile.TemporaryDirectory(prefix="deploytool-") as folder:
             optimized = _optimized(replace(graph, constants={**fixed, **numbered}), Path(folder), name)
             for key, value in optimized.constants.items():
-                if value.dtype != np.float32 or any(np.array_equal(value, each) for each in fixed.values()):
+                if value.dtype != np.float32 or _is_built_in(value, fixed):
                     continue
                 arrangement = _explain(value, starts, numbered)
                 if arrangement is None:
@@ -206,13 +206,27 @@ def _explain(tensor: Array, starts: Mapping[str, int], numbered: Mapping[str, Ar
     source = next((key for key, start in starts.items() if start <= first < start + numbered[key].size), None)
     if source is None:
         return None
-    constant, shape = numbered[source], tensor.shape
+    bits, constant = tensor.view(np.uint32), numbered[source]
+    candidates = _arrangements(source, constant, tensor.shape)
+    return next((each for each in candidates if np.array_equal(each.apply(constant).view(np.uint32), bits)), None)
+
+
+def _is_built_in(tensor: Array, fixed: Mapping[str, Array]) -> bool:
+    """Whether a tensor is a constant that is not fed, as it stands or arranged."""
+    return any(
+        np.array_equal(each.apply(constant), tensor)
+        for name, constant in fixed.items()
+        for each in _arrangements(name, constant, tensor.shape)
+    )
+
+
+def _arrangements(source: str, constant: Array, shape: tuple[int, ...]) -> list[Arrangement]:
+    """The ways to make a tensor of a shape from a constant, filled up where it is smaller."""
     if len(shape) != constant.ndim or any(size < own for size, own in zip(shape, constant.shape, strict=True)):
-        return None
-    candidates = [Arrangement(source, shape, 0, False)]
+        return []
+    found = [Arrangement(source, shape, 0, False)]
     if len(shape) == 4:
         blocks = [block for block in BLOCKS if shape[0] % block == 0]
-        candidates += [Arrangement(source, shape, block, False) for block in blocks]
-        candidates += [Arrangement(source, shape, block, True) for block in blocks if shape[1] % block == 0]
-    bits = tensor.view(np.uint32)
-    return next((each for each in candidates if np.array_equal(each.apply(constant).view(np.uint32), bits)), None)
+        found += [Arrangement(source, shape, block, False) for block in blocks]
+        found += [Arrangement(source, shape, block, True) for block in blocks if shape[1] % block == 0]
+    return found

@@ -32,6 +32,7 @@ from deploytool.recipe import load_recipe
 from deploytool.runtime import Session, specialize
 from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.graph import take_apart
+from deploytool.runtime.network import FedNetwork
 from deploytool.runtime.validation import check_graph
 from deploytool.training.run import Checkpoint, Run
 
@@ -53,11 +54,11 @@ KINDS: dict[str, tuple[list[str], dict[str, Any], bool]] = {
 }
 
 
-def pictures(count: int = 5) -> Array:
-    return np.random.default_rng(3).random((count, *DIGITS.shape), np.float32)
+def pictures(count: int = 5, shape: tuple[int, int, int] = DIGITS.shape) -> Array:
+    return np.random.default_rng(3).random((count, *shape), np.float32)
 
 
-def fitted(model: ConditionalModel) -> ConditionalModel:
+def fitted(model: ConditionalModel, shape: tuple[int, int, int] = DIGITS.shape) -> ConditionalModel:
     """Batch norms fitted to images, the conditions apart, with scales of their own."""
     generator = torch.Generator().manual_seed(0)
     norms = [norm for norm in model.train().modules() if isinstance(norm, nn.BatchNorm2d) and not norm.weight.is_meta]
@@ -66,17 +67,18 @@ def fitted(model: ConditionalModel) -> ConditionalModel:
         nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
     with torch.no_grad():
         for width, lam in itertools.product(model.widths, (0.0, 1.0)):
-            model(torch.from_numpy(pictures(64) * (1 - 0.5 * lam)), Setting(lam, width=width))
+            model(torch.from_numpy(pictures(64, shape) * (1 - 0.5 * lam)), Setting(lam, width=width))
     for norm in norms:
         norm.momentum = 0.1  # which the exported operator names
     return model.eval()
 
 
-def explainer_of(dual: bool, shape: tuple[int, int, int] = DIGITS.shape) -> Explainer:
+def explainer_of(dual: bool, shape: tuple[int, int, int] = DIGITS.shape, stride: int = 1) -> Explainer:
     """An explainer as if it had been trained."""
     info = replace(DIGITS, shape=shape)
-    recipe = ExplainerRecipe.make({"name": "maps", "target": "somewhere/run", "student": {"arch": "resnet8"}})
-    model = fitted(build_explainer(recipe, info, dual))
+    document = {"name": "maps", "target": "somewhere/run", "student": {"arch": "resnet8"}}
+    recipe = ExplainerRecipe.make({**document, "explanation": {"stride": stride}})
+    model = fitted(build_explainer(recipe, info, dual), shape)
     nn.init.normal_(model.backbone.get_parameter("explanation.draw.weight"), 0, 0.3)
     return Explainer(Path("e"), recipe, model, Checkpoint(0, {}, {}, [], info, 1, "", {"somewhere/run": "ab" * 32}))
 
@@ -229,6 +231,7 @@ def test_a_session_draws_as_the_file_does(made, shared: bool, monkeypatch: pytes
         answers = session.run(pictures(), knobs["lambda"])
         np.testing.assert_allclose(answers["saliency"], stock(file, pictures(), knobs), atol=1e-4)
         assert answers["logits"].shape == (5, 10)
+    assert all(isinstance(each, FedNetwork) == shared for each in session._cache.networks())
 
 
 def test_a_run_takes_its_own_explainer_and_follows_what_export_is_told(
@@ -267,10 +270,10 @@ def test_a_file_whose_maps_are_off_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [(10, 10), (9, 14), (12, 32)])
-def test_any_size_of_image_has_fixed_shapes(size: tuple[int, int]) -> None:
-    """Scales that are no whole numbers, among them."""
-    explainer = explainer_of(False, (1, *size))
+@pytest.mark.parametrize(("size", "stride"), [((9, 14), 1), ((12, 32), 4), ((10, 70), 3), ((72, 72), 72)])
+def test_any_size_of_image_has_fixed_shapes(size: tuple[int, int], stride: int) -> None:
+    """Scales that are no whole numbers, and too large ones, among them."""
+    explainer = explainer_of(False, (1, *size), stride)
     model = surrogate_graph(explainer, Setting(noise="none"), BOTH)
     check_graph(take_apart(model))
     assert not {"Shape", "Cast"} & {node.op_type for node in model.graph.node}
