@@ -85,8 +85,10 @@ def build_explainer(recipe: ExplainerRecipe, info: DatasetInfo, takes_lambda: bo
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        student, explanation = recipe.student, recipe.explanation
+        everywhere = student.attention == "blocks"
         surrogate = build_surrogate(
-            recipe.student.arch, info, recipe.student.multiplier, recipe.explanation.hidden, recipe.explanation.stride
+            student.arch, info, student.multiplier, everywhere, explanation.hidden, explanation.stride
         )
         dual = takes_lambda and recipe.condition.norms == "dual"
         return DualNormModel(surrogate) if dual else ConditionalModel(surrogate)

@@ -24,6 +24,9 @@ class StudentSection(Section):
 
     arch: str = Field("resnet20", description="a ResNet that `deploytool models` lists; resnet50-imagenet: the paper's")
     multiplier: float = Field(1.0, gt=0, le=1, description="of all its channel counts")
+    attention: Literal["blocks", "stages"] = Field(
+        "blocks", description="CBAM in each block of the last three stages (the paper), or in the last block of each"
+    )
     start: Literal["random", "target"] = Field(
         "random", description="weights at the start: random, as in the paper, or those of a target of the same arch"
     )

@@ -10,7 +10,7 @@ from deploytool.models.conditional import FloatModel
 from deploytool.models.folding import FoldedBackbone, folded_module
 from deploytool.models.registry import BACKBONES, build_backbone
 from deploytool.models.setting import Setting
-from deploytool.models.surrogate import build_surrogate
+from deploytool.models.surrogate import Surrogate, build_surrogate
 
 
 def randomize(network: nn.Module) -> nn.Module:
@@ -134,8 +134,15 @@ def test_a_folded_module_keeps_its_submodules() -> None:
 
 
 @torch.no_grad()
-def test_a_surrogate_is_folded_part_by_part() -> None:
+def test_what_cannot_be_traced_is_folded_part_by_part() -> None:
+    class Asking(Surrogate):
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, saliency = super().forward(image)
+            assert saliency.isfinite().all()
+            return logits, saliency
+
     surrogate, image = randomize(build_surrogate("resnet8", CATALOGUE["cifar10"])), torch.rand(2, 3, 32, 32)
+    surrogate = Asking(surrogate.student, surrogate.explanation).eval()
     assert not FoldedBackbone(surrogate).pairs
     folded = folded_module(surrogate, image)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from deploytool.data.catalogue import CATALOGUE, DatasetInfo
@@ -70,6 +71,21 @@ def test_scales_and_maps(arch: str, shape: tuple[int, int, int], modules: int, s
     assert saliency.shape == (2, 1, *shape[1:]) and saliency.min() >= 0 and saliency.max() <= 1
 
 
+def test_attention_in_the_last_block_of_each_stage_alone() -> None:
+    """Its features are those of the whole, where the other modules let everything through."""
+    torch.manual_seed(0)
+    whole, sparse = (build_surrogate("resnet20", CIFAR, everywhere=e).eval() for e in (True, False))
+    assert sum(isinstance(module, CBAM) for module in sparse.modules()) == 3
+    names = {name.replace(".block.", "."): tensor for name, tensor in whole.state_dict().items()}
+    sparse.load_state_dict({name: names[name.replace(".block.", ".")] for name in sparse.state_dict()})
+    for stage in (whole.student.resnet.layer1, whole.student.resnet.layer2, whole.student.resnet.layer3):
+        for block in stage[:-1]:
+            block.attention = nn.Identity()
+    image = torch.rand(2, 3, 32, 32)
+    for one, other in zip(whole(image), sparse(image), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_batch_norms_fold() -> None:
     """What makes maps fast: the traced surrogate answers the same without most of its batch norms."""
     torch.manual_seed(0)
@@ -81,6 +97,31 @@ def test_batch_norms_fold() -> None:
     with torch.no_grad():
         for one, other in zip(folded_network(surrogate)(image), surrogate(image), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "resnet34"])
+@pytest.mark.parametrize("stride", [2, 4])
+def test_coarse_maps_are_interpolated(arch: str, stride: int) -> None:
+    """Drawn once for each cell of the grid, bilinear between: second differences vanish inside a cell."""
+    surrogate = build_surrogate(arch, CIFAR, 0.25, stride=stride).eval()
+    with torch.no_grad():
+        _, features = surrogate.student(torch.rand(2, 3, 32, 32))
+        evidence = surrogate.explanation(features, torch.Size((32, 32)))
+    evidence = evidence / evidence.std()
+    assert evidence.shape == (2, 1, 32, 32)
+    inside = [x for x in range(1, 31) if (x - stride // 2) % stride not in (0, stride - 1)]
+    bend = evidence[..., 2:] - 2 * evidence[..., 1:-1] + evidence[..., :-2]
+    assert all(bend[..., x - 1].abs().max() < 1e-4 for x in inside)
+
+
+def test_strides_that_do_not_fit() -> None:
+    with pytest.raises(
+        RecipeError, match=r"explanation.stride \(=3\) must be 1, 2, 4 for resnet20 and images of 32x32"
+    ):
+        build_surrogate("resnet20", CIFAR, stride=3)
+    odd = DatasetInfo("x", (3, 30, 32), ("a", "b"), (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(RecipeError, match=r"\(=4\) must be 1, 2 for resnet20 and images of 30x32"):
+        build_surrogate("resnet20", odd, stride=4)
 
 
 @pytest.mark.parametrize("arch", ["vgg16", "wrn40-2", "mobilenet"])
