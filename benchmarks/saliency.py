@@ -39,10 +39,11 @@ BUDGET, LEAST_RISE = 1.5, 500
 LAMBDA = 0.5
 
 
-def write(recipe: Recipe, arch: str, folder: Path) -> Path:
+def write(recipe: Recipe, arch: str, overrides: list[str], folder: Path) -> Path:
     """The specialised file of a recipe and of an explainer whose student has an architecture."""
     info = dataset_info(recipe.data)
-    chosen = ExplainerRecipe.make({"name": arch, "target": "untrained", "student": {"arch": arch}})
+    document = {"name": arch, "target": "untrained", "student": {"arch": arch}}
+    chosen = ExplainerRecipe.make(document, overrides)
     surrogate = build_explainer(chosen, info, True).eval()
     explainer = Explainer(folder, chosen, surrogate, Checkpoint(0, {}, {}, [], info, 1, "", {"untrained": ""}))
     model, setting = build_model(recipe, info).eval(), export_setting(recipe, None, None)
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/cifar10-resnet20-float.yaml"))
     parser.add_argument("--students", nargs="+", default=["resnet8", "resnet20"])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the explainer's recipe")
     parser.add_argument("--masks", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--rise-rounds", type=int, default=3)
@@ -65,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = load_recipe(arguments.recipe)
     with tempfile.TemporaryDirectory() as folder:
-        files = {arch: write(recipe, arch, Path(folder)) for arch in arguments.students}
+        files = {arch: write(recipe, arch, arguments.set, Path(folder)) for arch in arguments.students}
         rows = measure(files, arguments.rounds, arguments.masks, arguments.rise_rounds)
     print(f"{arguments.recipe.name}, lambda {LAMBDA}, batch 1, 1 thread, {arguments.rounds} rounds,")
     print(f"onnxruntime {onnxruntime.__version__}, {processor()}, {os.cpu_count()} CPUs\n")
