@@ -300,7 +300,7 @@ def test_an_operator_that_deploytool_never_writes_never_reaches_onnxruntime(doma
         specialized_model(damaged, 0.5)
 
 
-SEVERAL = ("logits", "evidence", "saliency")
+SEVERAL = ("logits", "evidence", "second")
 
 
 def several() -> Artefact:
@@ -310,10 +310,10 @@ def several() -> Artefact:
         helper.make_node("Flatten", ["p"], ["flat"]),
         helper.make_node("Gemm", ["flat", "concepts"], ["evidence"]),
         helper.make_node("Mul", ["lambda", "heat"], ["factor"]),
-        helper.make_node("Mul", ["image", "factor"], ["saliency"]),
+        helper.make_node("Mul", ["image", "factor"], ["second"]),
     ]
     more = {"concepts": np.array([[1, 2, 3], [4, 5, 6]], np.float32), "heat": np.array(3, np.float32)}
-    outputs = (value("logits", ["N", 2]), value("evidence", ["N", 3]), value("saliency", ["N", 1, 2, 2]))
+    outputs = (value("logits", ["N", 2]), value("evidence", ["N", 3]), value("second", ["N", 1, 2, 2]))
     graph = single.graph
     graph = replace(graph, nodes=(*graph.nodes, *nodes), constants={**graph.constants, **more}, outputs=outputs)
     model = assemble(graph, single.properties)
@@ -334,19 +334,19 @@ def test_all_outputs_are_kept_unless_some_are_named() -> None:
 
 
 # With lambda = 1/2 an image of ones gives the pooled channels (2.25, -3.25), as worked out above;
-# evidence = (2.25 - 13, 4.5 - 16.25, 6.75 - 19.5), saliency = 1 * 3 / 2.
-@pytest.mark.parametrize("wanted", [SEVERAL, ("logits", "evidence"), ("saliency",), ("evidence", "logits")])
+# evidence = (2.25 - 13, 4.5 - 16.25, 6.75 - 19.5), second = 1 * 3 / 2.
+@pytest.mark.parametrize("wanted", [SEVERAL, ("logits", "evidence"), ("second",), ("evidence", "logits")])
 def test_the_wanted_outputs_are_kept_in_the_files_order(wanted: tuple[str, ...]) -> None:
     model = specialized_model(several(), 0.5, outputs=wanted)
     onnx.checker.check_model(model, full_check=True)
     names = [each.name for each in model.graph.output]
     assert names == [name for name in SEVERAL if name in wanted]
     answers = dict(zip(names, run(model, image=np.ones((1, 1, 2, 2), np.float32)), strict=True))
-    expected = {"logits": [2.25, -3.25], "evidence": [-10.75, -11.75, -12.75], "saliency": [1.5] * 4}
+    expected = {"logits": [2.25, -3.25], "evidence": [-10.75, -11.75, -12.75], "second": [1.5] * 4}
     for name in names:
         np.testing.assert_allclose(answers[name].ravel(), expected[name], rtol=1e-6)
     assert ("concepts" in tensors_of(model)) == ("Gemm" in ops(model)) == ("evidence" in wanted)
-    assert ("Conv" in ops(model)) == (wanted != ("saliency",))
+    assert ("Conv" in ops(model)) == (wanted != ("second",))
 
 
 def test_selecting_changes_neither_the_graph_nor_an_output_that_is_an_input_or_a_constant() -> None:
@@ -361,7 +361,7 @@ def test_selecting_changes_neither_the_graph_nor_an_output_that_is_an_input_or_a
 @pytest.mark.parametrize("wanted", [("scores",), ("logits", "scores"), ()])
 def test_an_output_that_the_file_does_not_have_is_refused(wanted: tuple[str, ...]) -> None:
     for check in (lambda: check_outputs(several(), wanted), lambda: specialized_model(several(), 0.5, outputs=wanted)):
-        with pytest.raises(InputError, match=r"it has logits, evidence, saliency") as caught:
+        with pytest.raises(InputError, match=r"it has logits, evidence, second") as caught:
             check()
         assert "\n" not in str(caught.value) and ("'scores'" in str(caught.value)) == bool(wanted)
 
