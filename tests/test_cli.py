@@ -17,7 +17,8 @@ from deploytool.runtime.session import SpecializationWarning
 
 COMMANDS = (
     "train", "evaluate", "verify", "robustness", "stability", "export", "specialize", "bench", "cost", "calibrate",
-    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema", "explain train", "explain export", "explain compare",
+    "predict", "pipeline", "compare", "labels", "reasoning", "models", "schema",
+    "explain train", "explain export", "explain compare",
 )  # fmt: skip
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECIPE = str(RECIPES / "digits-float.yaml")
