@@ -33,6 +33,8 @@ bench: .venv/.installed  ## ratios of things run interleaved in one process
 	$(BIN)/python benchmarks/settings_latency.py --int8
 	$(BIN)/python benchmarks/training_step.py --rounds 2
 	$(BIN)/python benchmarks/reasoning_head.py --rounds 100
+	$(BIN)/python benchmarks/faithfulness.py --rounds 3
+	$(BIN)/python benchmarks/saliency.py --masks 1000
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
