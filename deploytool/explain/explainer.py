@@ -17,7 +17,7 @@ from deploytool.data.catalogue import DatasetInfo
 from deploytool.errors import CheckpointError, RunError
 from deploytool.explain.attribution import images_at_once
 from deploytool.explain.recipe import FILE, ExplainerRecipe
-from deploytool.explain.target import Target
+from deploytool.explain.target import TORCHVISION, Target, open_target
 from deploytool.models.conditional import ConditionalModel, DualNormModel
 from deploytool.models.setting import Setting
 from deploytool.models.surrogate import build_surrogate
@@ -52,6 +52,18 @@ class Explainer:
     def info(self) -> DatasetInfo:
         """The data set that it was trained on."""
         return self.checkpoint.data
+
+    def open_target(self, name: str | os.PathLike[str] | None = None) -> Target:
+        """Open what the explainer was trained on; `name` says where it is now, if not where it was.
+
+        Raises:
+            RunError: it is not there, or is another one. Others as `deploytool.explain.target.open_target`.
+        """
+        if name is None and not self.target.startswith(TORCHVISION) and not Path(self.target).exists():
+            raise RunError(f"{self.path} explains {self.target}, which is not there; say where it is now with --target")
+        target = open_target(self.target if name is None else name)
+        self.check_target(target)
+        return target
 
     def check_target(self, target: Target) -> None:
         """Raise RunError unless this is the very target that the explainer was trained on."""
@@ -109,6 +121,10 @@ def load_explainer(path: str | os.PathLike[str]) -> Explainer:
     if not (folder / FILE).is_file():
         raise RunError(f"{folder} is no explainer (no {FILE}); make one: deploytool explain train TARGET RECIPE")
     recipe = ExplainerRecipe.load(folder / FILE)
+    if not checkpoint_path(folder).is_file():
+        raise CheckpointError(
+            f"{folder} has no checkpoint.safetensors; train it: deploytool explain train TARGET RECIPE -o {folder}"
+        )
     checkpoint = load_checkpoint(folder)
     if checkpoint.recipe != recipe.digest() or recipe.target is None:
         raise CheckpointError(f"{folder}: its checkpoint is of another recipe than its {FILE}; train it again")

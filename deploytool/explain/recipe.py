@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from deploytool.documents import Document, Section
 from deploytool.recipe import DataSection, FileName, Unit, parse_names
@@ -57,7 +57,7 @@ class ExplanationSection(Section):
     fidelity: Literal["target", "student", "auto"] = Field(
         "auto",
         description="who looks at the explained image: the target (the paper's text), or the student (eq. 9 as "
-        "printed); auto: the target where it has gradients",
+        "printed); auto: the target where it has gradients, which measured better",
     )
     l1: float = Field(
         1e-5, ge=0, le=1, description="lambda of eq. 8, of the sum over all pixels; the paper's images have 224 x 224"
@@ -95,6 +95,12 @@ class ScheduleSection(Section):
     momentum: float = Field(0.9, gt=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1, description="on weights of convolutions and linear layers alone")
 
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "ScheduleSection":
+        if not sum(phase.epochs for _, phase in self.phases):
+            raise ValueError("schedule has no epochs: nothing would be learned; set schedule.student.first")
+        return self
+
     @property
     def phases(self) -> list[tuple[Part, PhaseSection]]:
         """What is learned, one after the other."""
@@ -107,7 +113,10 @@ class ConditionSection(Section):
     """Surrogates of targets that take lambda; others have nothing to do with it."""
 
     lambdas: Annotated[list[Unit], BeforeValidator(parse_names), AfterValidator(check_lambdas)] = Field(
-        [0.0, 1.0], min_length=1, description="the target's lambdas, one drawn for each training step"
+        [0.0, 1.0],
+        min_length=1,
+        description="the target's, one drawn for each training step; dual norms need 0 and 1, their statistics"
+        " do not learn between",
     )
     norms: Literal["dual", "shared"] = Field(
         "dual", description="batch norms of the surrogate: two sets, chosen by lambda as the target's are, or one set"

@@ -2,10 +2,13 @@
 
 | name | target | gradients |
 | --- | --- | --- |
-| folder | a run of deploytool, at any lambda and width | yes |
+| folder | a run of deploytool, at any lambda, in its full width | yes |
 | FILE.onnx | an exported model, or any ONNX classifier with one image input | no, its outputs alone |
 | torchvision:NAME | a model of torchvision with its published weights and normalisation | yes |
 | (from Python) | a torch module | yes |
+
+The classes of torchvision's models are in the order of ImageNet's synsets: an image folder has to sort alike, as one
+with synset names does. Names are not compared, their number is.
 """
 
 import copy
@@ -14,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,13 +44,12 @@ class Target:
     """A classifier to explain.
 
     Attributes:
-        name: folder, file or name that it was opened by; `module` for a torch module.
+        name: absolute path, or the name that it was opened by; `module` for a torch module.
         digest: SHA-256 of what its answers come from.
-        opener: (lambda, width) -> network at that setting, image (N, C, H, W) float32 in [0, 1] -> logits (N, K); a
-            torch module in evaluation mode where it has gradients.
+        opener: lambda -> network, image (N, C, H, W) float32 in [0, 1] -> logits (N, K); a torch module in evaluation
+            mode where it has gradients.
         has_gradients: whether answers can be differentiated with respect to the image.
         takes_lambda: whether its networks differ by lambda.
-        widths: that it has, ascending.
         setting: how lambda acts on a run's batch norms, lambda itself aside; `interpolate` where nothing says so.
         classes: their names; None where unknown.
         shape: (C, H, W) of an image; None where any size will do.
@@ -55,28 +57,25 @@ class Target:
 
     name: str
     digest: str
-    opener: Callable[[float | None, float | None], Network]
+    opener: Callable[[float | None], Network]
     has_gradients: bool
     takes_lambda: bool = False
-    widths: tuple[float, ...] = (1.0,)
     setting: Setting = Setting(conditioning="interpolate", noise="none")  # noqa: RUF009 - frozen
     classes: tuple[str, ...] | None = None
     shape: tuple[int, int, int] | None = None
 
-    def network(self, lam: float | None = None, width: float | None = None) -> Network:
-        """The network of a setting; lambda is 0 where None and the target takes one.
+    def network(self, lam: float | None = None) -> Network:
+        """The network at a lambda, 0 where None and the target takes one; do not change it.
 
         Raises:
-            InputError: lambda or width is not what the target takes.
+            InputError: lambda is not what the target takes.
         """
         if not self.takes_lambda:
             if lam is not None:
                 raise InputError(f"target {self.name} takes no lambda; leave --lambda out")
         else:
             lam = check_lambda(0.0 if lam is None else lam)
-        if width is not None and width not in self.widths:
-            raise InputError(f"width (={width:g}): target {self.name} has {', '.join(f'{w:g}' for w in self.widths)}")
-        return self.opener(lam, width)
+        return self.opener(lam)
 
     def check_data(self, info: DatasetInfo, image: Tensor) -> None:
         """Raise unless the target can be explained on a data set.
@@ -89,6 +88,8 @@ class Target:
             DataError: shapes or classes differ.
             InputError: the target answers NaN, or no logits.
         """
+        if self.name.startswith(TORCHVISION) and info.shape[0] != 3:
+            raise DataError(f"target {self.name} takes colour images, {info.name} has {info.shape[0]} channels")
         if self.shape is not None and self.shape != info.shape:
             raise DataError(
                 f"target {self.name} takes images of {self.shape}, {info.name} has {info.shape}; name the data set "
@@ -104,14 +105,20 @@ class Target:
             raise DataError(f"target {self.name} has {difference}; name the data set that it was trained on")
         victim = Victim(self.network())
         try:
-            classes = victim.logits(image).shape[1]
-        except RuntimeError as error:  # torch's, where an image does not fit a foreign module
+            logits = victim.logits(image)
+        except InputError as error:
+            raise InputError(f"target {self.name}: {error}") from None
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # a foreign module's own
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"target {self.name} cannot take images of {info.shape} ({reason})") from None
-        if classes != len(info.classes):
+        if logits.shape[1] != len(info.classes):
             raise DataError(
-                f"target {self.name} has {classes} classes, {info.name} has {len(info.classes)}; name the data set "
-                "that it was trained on"
+                f"target {self.name} has {logits.shape[1]} classes, {info.name} has {len(info.classes)}; name the data "
+                "set that it was trained on"
+            )
+        if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device)):
+            raise InputError(
+                f"target {self.name} answers probabilities; a surrogate learns from logits: take the last softmax off"
             )
 
 
@@ -144,25 +151,23 @@ def module_target(module: nn.Module, name: str = "module", classes: tuple[str, .
         classes: names of the K classes.
     """
     frozen = copy.deepcopy(module).eval().requires_grad_(False).cpu()
-    return Target(name, state_digest(frozen.state_dict()), lambda lam, width: frozen, True, classes=classes)
+    return Target(name, state_digest(frozen.state_dict()), lambda lam: frozen, True, classes=classes)
 
 
 def _run_target(path: Path) -> Target:
     run = load_run(path)
     setting = deployed(recipe_setting(run.recipe))
 
-    def network(lam: float | None, width: float | None) -> nn.Module:
-        at = Setting(lam or 0.0, setting.lambda_threshold, setting.conditioning, setting.noise, width or 1.0)
-        return run.model.plain_network(at)
+    def network(lam: float | None) -> nn.Module:
+        return run.model.plain_network(replace(setting, lam=lam or 0.0))
 
     own: Conditioning = setting.conditioning if run.recipe.method.name == "float" else "interpolate"
     return Target(
-        str(path),
+        str(path.absolute()),
         file_digest(checkpoint_path(path)),
         network,
         True,
         run.model.is_conditional,
-        run.model.widths,
         Setting(0.0, setting.lambda_threshold, own, "none"),
         run.checkpoint.data.classes,
         run.checkpoint.data.shape,
@@ -170,20 +175,27 @@ def _run_target(path: Path) -> Target:
 
 
 def _file_target(path: Path) -> Target:
-    opener = file_networks(path)
+    networks, name = file_networks(path), str(path.absolute())
     digest = file_digest(path)
     model = read_onnx(path)
+
+    def opener(lam: float | None) -> Network:
+        return networks(lam, None)
+
     if not any(prop.key.startswith("deploytool.") for prop in model.metadata_props):
-        return Target(str(path), digest, opener, False)
+        stored = {tensor.name for tensor in model.graph.initializer}
+        (image,) = (value for value in model.graph.input if value.name not in stored)
+        channels, height, width = (dim.dim_value for dim in image.type.tensor_type.shape.dim[1:])
+        shape = (channels, height, width) if min(channels, height, width) > 0 else None
+        return Target(name, digest, opener, False, shape=shape)
     own = read_metadata(path, model)
     conditioning: Conditioning = "switch" if own.conditioning == "switch" else "interpolate"
     return Target(
-        str(path),
+        name,
         digest,
         opener,
         False,
         own.conditional,
-        own.widths,
         Setting(0.0, own.lambda_threshold or 0.0, conditioning, "none"),
         own.classes,
         own.shape,
@@ -206,13 +218,16 @@ def _torchvision_target(text: str) -> Target:
     except OSError as error:  # URLError, and whatever the disk says
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"target {text}: no weights ({reason}); put them into torch.hub's cache") from None
-    module = models.get_model(name)
+    options = {"transform_input": True} if name in ("googlenet", "inception_v3") else {}  # what their weights expect
+    module = models.get_model(name, **options)
     module.load_state_dict(state)
     transform = weights.transforms()
     network = nn.Sequential(Normalize(transform.mean, transform.std), module)
-    return module_target(network, text, tuple(weights.meta["categories"]))
+    return module_target(network, text)
 
 
 def working_network(network: Network, device: torch.device) -> Network:
     """A target's network for many images on a device: modules move there, their batch norms folded; files stay."""
-    return folded_network(network.to(device)) if isinstance(network, nn.Module) else network
+    if not isinstance(network, nn.Module):
+        return network
+    return folded_network(network if device.type == "cpu" else copy.deepcopy(network).to(device))

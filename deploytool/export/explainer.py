@@ -14,7 +14,6 @@ from deploytool.atomic import atomic_path
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import DataError
 from deploytool.explain.explainer import Explainer, surrogate_setting
-from deploytool.explain.target import open_target
 from deploytool.export.artefact import accept_parity, common_metadata, parity_dict, random_images
 from deploytool.export.heads import LOGITS
 from deploytool.export.parity import check_parity
@@ -47,9 +46,7 @@ def export_explainer(
     """
     setting = Setting(noise="none")
     if explainer.model.is_conditional:
-        opened = open_target(explainer.target if target is None else target)
-        explainer.check_target(opened)
-        setting = surrogate_setting(opened, None)
+        setting = surrogate_setting(explainer.open_target(target), None)
     info, recipe = explainer.info, explainer.recipe
     graph = surrogate_graph(explainer, setting, (LOGITS, SALIENCY))
     properties = common_metadata(explainer.model, info, setting, recipe.name, recipe.digest())

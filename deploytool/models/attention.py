@@ -27,7 +27,7 @@ class ChannelAttention(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         """Map features (N, C, H, W) to factors (N, C, 1, 1)."""
         pooled = torch.cat([F.adaptive_avg_pool2d(f, 1), F.adaptive_max_pool2d(f, 1)], 2)
-        hidden = torch.relu(self.squeeze(pooled)).sum(2, keepdim=True)  # excite is linear: one answer to the sum
+        hidden = torch.relu(self.squeeze(pooled)).sum(2, keepdim=True)  # excite is affine: its bias counts once
         return torch.sigmoid(self.excite(hidden))
 
 

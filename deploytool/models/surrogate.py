@@ -168,10 +168,10 @@ def build_surrogate(
         RecipeError: the architecture is unknown or no ResNet of three stages and more, or the stride is none
             of the strides of its scales, or does not divide the image's sides.
     """
-    backbone = build_backbone(arch, data, multiplier)
-    if not isinstance(backbone, ResNet) or len(backbone.stages) < SCALES:
-        known = ", ".join(name for name in BACKBONES if "resnet" in name)
-        raise RecipeError(f"student.arch (={arch}) must be a ResNet: {known}")
+    known = [name for name in BACKBONES if "resnet" in name]
+    if arch not in known:
+        raise RecipeError(f"student.arch (={arch[:80]}) must be a ResNet: {', '.join(known)}")
+    backbone = cast(ResNet, build_backbone(arch, data, multiplier))
     stages = len(backbone.stages)
     strides = [(1 if backbone.small else 4) * 2**stage for stage in range(stages - SCALES, stages)]
     offered = [1, *(own for own in strides if own > 1 and not any(side % own for side in data.shape[1:]))]

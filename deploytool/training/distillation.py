@@ -3,8 +3,9 @@ r"""The losses of a surrogate explainer (paper 3, eqs. 4 to 11), means over a ba
     L_soft = t^2 * KL( softmax(z_T / t) || softmax(z_S / t) )                                        (eq. 6)
     L_hard = CE( softmax(z_S), label )                                                               (eq. 7)
     L_KD   = alpha * L_soft + (1 - alpha) * L_hard                                                   (eq. 4)
-    L_EXP  = KL( softmax(z_T(x)) || softmax(z_?(H * x)) ) + lambda * |H|_1                           (eqs. 8 and 9)
-    L      = L_KD + L_EXP                                                                            (eq. 11)
+    L_EXP  = KL( softmax(z_T(x)) || softmax(z_?(H * x)) )                                            (eq. 9)
+    J_EXP  = L_EXP + lambda * |H|_1                                                                  (eq. 8)
+    L      = L_KD + L_EXP + lambda * |H|_1                                                           (eq. 11)
 
 z_T, z_S are the logits of target and student, H the saliency map, t the temperature. Eq. 7 is printed with the target's
 answer, a constant that teaches the student nothing; "unlike typical distillation" the paper changes the student's size

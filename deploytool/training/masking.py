@@ -31,7 +31,7 @@ def explained_image(image: Tensor, evidence: Tensor, section: ExplanationSection
     """
     mask = evidence.sigmoid()
     if section.mask == "ranked":
-        half = len(image) // 2
+        half = -(-len(image) // 2)
         mask = torch.cat([mask[:half], ranked_mask(evidence[half:], draws)])
     if section.background == "black":
         return mask * image

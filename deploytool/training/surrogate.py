@@ -4,7 +4,7 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from deploytool.digests import file_digest
 from deploytool.errors import InputError, RunError
 from deploytool.evaluation import image_batches
 from deploytool.explain.explainer import build_explainer, surrogate_setting
-from deploytool.explain.recipe import FILE, ExplainerRecipe
+from deploytool.explain.recipe import FILE, ExplainerRecipe, Part
 from deploytool.explain.target import Target, working_network
 from deploytool.models.conditional import ConditionalModel, DualNormModel
 from deploytool.models.setting import Setting
@@ -37,8 +37,6 @@ from deploytool.training.run import (
     save_checkpoint,
     tensor_problems,
 )
-
-Part = Literal["student", "explanation", "both"]
 
 
 def train_explainer(
@@ -71,7 +69,7 @@ def train_explainer(
     images = with_adversarial(data, recipe.data.adversarial)
     target.check_data(data.info, data.test.batch(slice(0, 8))[0])
     recipe = _filled_in(recipe, target)
-    lambdas = list(recipe.condition.lambdas) if target.takes_lambda else [None]
+    lambdas = _lambdas(recipe, target)
     files = {path: file_digest(path) for path in recipe.data.adversarial} | {target.name: target.digest}
     resume = resume and checkpoint_path(folder).exists()
     place = torch.device(device)
@@ -256,6 +254,20 @@ def _start_from(target: Target, model: ConditionalModel) -> None:
             own = names.get(name.removeprefix("student.resnet.") + ".weight")
             if own is not None:
                 norm.load_state_dict({key: attacked[own.removesuffix("weight") + key] for key in norm.state_dict()})
+
+
+def _lambdas(recipe: ExplainerRecipe, target: Target) -> list[float | None]:
+    """The lambdas to train at, None for a target without; InputError where a set of batch norms would learn nothing."""
+    if not target.takes_lambda:
+        return [None]
+    lambdas = recipe.condition.lambdas
+    mixes = {surrogate_setting(target, lam).norm_mix for lam in lambdas}
+    if recipe.condition.norms == "dual" and not {0.0, 1.0} <= mixes:
+        raise InputError(
+            f"condition.lambdas (={lambdas}) leaves one of two sets of batch norms untrained; hold 0 and 1, or take "
+            "condition.norms=shared"
+        )
+    return list(lambdas)
 
 
 def _call(module: nn.Module, prefix: str, state: dict[str, Tensor], *arguments: Any) -> Any:

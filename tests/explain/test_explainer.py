@@ -1,6 +1,7 @@
 """Loading explainers: strict, bit-equal, and refused where they are damaged."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_folders_that_are_none(float_explainer, trained_run, tmp_path: Path) -> 
         load_explainer(copy)
 
 
+def test_a_target_that_moved(float_explainer, trained_run, plain_run, tmp_path: Path, monkeypatch) -> None:
+    """It is known by its absolute path, whatever folder one stands in; elsewhere it has to be named."""
+    monkeypatch.chdir(tmp_path)
+    assert float_explainer.open_target().name == str(trained_run.path)
+    moved = tmp_path / "moved"
+    shutil.copytree(trained_run.path, moved)
+    assert float_explainer.open_target("moved").name == str(moved)
+    with pytest.raises(RunError, match="is not what .* was trained to explain"):
+        float_explainer.open_target(plain_run.path)
+    lost = float_explainer.recipe.model_copy(update={"target": "/nowhere/run"})
+    with pytest.raises(RunError, match=r"explains /nowhere/run, which is not there; say where .* --target"):
+        replace(float_explainer, recipe=lost).open_target()
+
+
 def test_the_papers_schedule() -> None:
     """Section 4.1: 0.1 for 100 epochs, a tenth three times every 30; for the explanation network 10 and 2."""
     schedule = ExplainerRecipe.make({"name": "x"}).schedule
@@ -67,6 +82,10 @@ def test_the_papers_schedule() -> None:
         ({"distillation": {"temperature": 0}}, r"distillation.temperature \(=0\)"),
         ({"condition": {"lambdas": [0, 0]}}, "must not hold a lambda twice"),
         ({"schedule": {"student": {"then": 1}}}, "key schedule.student.first is missing"),
+        (
+            {"schedule": {part: {"first": 0, "then": 0} for part in ("student", "explanation")}},
+            "schedule has no epochs: nothing would be learned",
+        ),
     ],
 )
 def test_recipes_say_what_is_wrong(change: dict[str, object], message: str) -> None:

@@ -63,7 +63,7 @@ def test_torchvision_brings_weights_and_normalisation(tmp_path: Path, monkeypatc
     cache.mkdir(parents=True)
     torch.save(plain.state_dict(), cache / models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2])
     target = open_target("torchvision:squeezenet1_1")
-    assert target.has_gradients and target.classes is not None and len(target.classes) == 1000
+    assert target.has_gradients and target.classes is None
     image = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
@@ -72,6 +72,10 @@ def test_torchvision_brings_weights_and_normalisation(tmp_path: Path, monkeypatc
         torch.testing.assert_close(working_network(target.network(), torch.device("cpu"))(image), expected)
     with pytest.raises(DataError, match="has 1000 classes, cifar10 has 10; name the data set"):
         target.check_data(CATALOGUE["cifar10"], image)
+    synsets = DatasetInfo("x", (3, 64, 64), tuple(f"n{number:08}" for number in range(1000)), (0.5,) * 3, (0.2,) * 3)
+    target.check_data(synsets, image)
+    with pytest.raises(DataError, match="takes colour images, x has 1 channels"):
+        target.check_data(DatasetInfo("x", (1, 64, 64), synsets.classes, (0.5,), (0.2,)), image[:, :1])
 
 
 def test_torchvision_without_weights_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +132,34 @@ def test_data_that_does_not_fit(plain_run) -> None:
 def test_a_target_that_answers_nan_is_refused() -> None:
     module = build_backbone("digits-resnet", DIGITS)
     nn.init.constant_(module.linear.bias, np.nan)
-    with pytest.raises(InputError, match="answers NaN or infinity to 5 of 5 images"):
+    with pytest.raises(InputError, match="target module: the network answers NaN or infinity to 5 of 5 images"):
         module_target(module).check_data(DIGITS, IMAGE)
 
 
-def test_widths(trained_run) -> None:
-    with pytest.raises(InputError, match=r"width \(=0.25\): target .* has 1"):
-        open_target(trained_run.path).network(0.0, 0.25)
+def test_what_foreign_modules_raise_is_one_line() -> None:
+    class Asserting(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise AssertionError(f"Wrong image height! Expected 224 but got {image.shape[2]}!")
+
+    with pytest.raises(DataError, match=r"cannot take images of \(1, 8, 8\) \(Wrong image height!"):
+        module_target(Asserting()).check_data(DIGITS, IMAGE)
+
+
+def test_probabilities_are_no_logits() -> None:
+    """They would go through the softmax a second time."""
+    module = nn.Sequential(build_backbone("digits-resnet", DIGITS), nn.Softmax(1))
+    with pytest.raises(InputError, match="target module answers probabilities; .* take the last softmax off"):
+        module_target(module).check_data(DIGITS, IMAGE)
+
+
+def test_a_target_is_not_moved() -> None:
+    target = module_target(build_backbone("digits-resnet", DIGITS))
+    working_network(target.network(), torch.device("meta"))
+    assert {parameter.device.type for parameter in target.network().parameters()} == {"cpu"}
+
+
+def test_files_say_what_images_they_take(tmp_path: Path) -> None:
+    file = tmp_path / "foreign.onnx"
+    onnx.save(backbone_to_onnx(build_backbone("resnet8", CATALOGUE["cifar10"]).eval(), (3, 16, 16)), file)
+    with pytest.raises(DataError, match=r"takes images of \(3, 16, 16\), cifar10 has \(3, 32, 32\)"):
+        open_target(file).check_data(CATALOGUE["cifar10"], torch.rand(1, 3, 32, 32))

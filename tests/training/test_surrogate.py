@@ -176,6 +176,14 @@ def test_two_conditions_learn_apart(float_explainer) -> None:
     assert (maps[0] - maps[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("lambdas", [[0.5], [0.0], [0.3, 1.0]])
+def test_both_sets_of_batch_norms_have_to_learn(lambdas: list[float], trained_run, tmp_path: Path) -> None:
+    target = open_target(trained_run.path)
+    with pytest.raises(InputError, match=r"condition.lambdas \(=.*\) leaves one of two sets .* hold 0 and 1"):
+        train_explainer(target, recipe(condition={"lambdas": lambdas}), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_shared_norms_by_choice(trained_run) -> None:
     made = recipe(condition={"norms": "shared"})
     assert type(build_explainer(made, DIGITS, True)) is ConditionalModel
