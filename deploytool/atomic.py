@@ -1,12 +1,15 @@
-"""Files appear whole or not at all: write aside, flush, rename."""
+"""Files appear whole or not at all: write aside, flush, rename. Folders are tried before the work that fills them."""
 
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from deploytool.errors import InputError
 
 
 @contextmanager
@@ -31,6 +34,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise type(error)(error.errno, error.strerror or str(error), str(target)) from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def writable_folder(path: str | os.PathLike[str], advice: str) -> Path:
+    """Make a folder and see that a file can be written there, before work whose results go there.
+
+    Args:
+        path: the folder; its parents are made, too.
+        advice: what to do where it cannot be written to, as in "choose another with -o FOLDER".
+
+    Raises:
+        InputError: it cannot be made, or no file can be made in it.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to folder {folder} ({error.strerror or error}); {advice}") from None
+    return folder
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deploytool.atomic import atomic_path, remove_leftovers, write_json, write_text
+from deploytool.atomic import atomic_path, remove_leftovers, writable_folder, write_json, write_text
+from deploytool.errors import InputError
 
 
 def names(folder: Path) -> list[str]:
@@ -126,3 +127,16 @@ def test_concurrent_readers_never_see_a_part(tmp_path: Path) -> None:
         assert len(text) == 20000 and len(set(text)) == 1
         reads += 1
     assert writer.returncode == 0 and target.read_text() == "9" * 20000
+
+
+def test_a_folder_is_made_and_tried_without_a_trace(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert names(writable_folder(tmp_path / "a" / "b", "choose another")) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    unwritable = [tmp_path / "file", tmp_path / "file" / "below", Path("/proc/self/fd")]
+    for folder in unwritable if Path("/proc/self/fd").is_dir() else unwritable[:2]:
+        with pytest.raises(InputError, match=f"^cannot write to folder {folder} .*; choose another with -o$"):
+            writable_folder(folder, "choose another with -o")

@@ -8,6 +8,7 @@ Reference: J. R. Nunez, C. R. Anderton, R. S. Renslow, Optimizing colormaps with
 deficiency to enable accurate interpretation of scientific data, 2018.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,14 @@ def overlay_paths(folder: str | os.PathLike[str], images: Sequence[str | os.Path
     return paths
 
 
-def write_overlay(path: Path, image: Array, saliency: Array) -> None:
-    """Write `overlay` as a PNG file, atomically; its folder is made. Raises OSError where it cannot be written."""
+def overlay_png(image: Array, saliency: Array) -> bytes:
+    """Encode `overlay` as PNG: what is kept of a picture until all are known."""
+    stream = io.BytesIO()
+    overlay(image, saliency).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write_overlay(path: Path, png: bytes) -> None:
+    """Write an overlay, atomically; its folder is made. Raises OSError where it cannot be written."""
     with atomic_path(path) as aside:
-        overlay(image, saliency).save(aside, format="PNG")
+        aside.write_bytes(png)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from deploytool.atomic import writable_folder
 from deploytool.errors import InputError
 from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.images import load_image
-from deploytool.runtime.overlay import overlay_paths, write_overlay
+from deploytool.runtime.overlay import overlay_paths, overlay_png, write_overlay
 from deploytool.runtime.saliency import SALIENCY
 from deploytool.runtime.session import Session
 
@@ -40,7 +41,8 @@ def predict(
         width: one of the file's widths; the widest where None.
         precision: `int8` or `float32`; int8 where None and the file was exported for it.
         reasoning_threshold: t_rsn in [0, 1], instead of the file's own.
-        saliency: folder for the pictures' saliency maps, laid over them (`deploytool.runtime.overlay`).
+        saliency: folder for the pictures' saliency maps, laid over them (`deploytool.runtime.overlay`); they are
+            written once every picture has been answered.
 
     Returns:
         Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`. Where
@@ -49,7 +51,8 @@ def predict(
 
     Raises:
         InputError: a picture, lambda or `top` is not acceptable, or t_rsn is not, or the file has no reasoning labels
-            to apply it to, or no maps to draw. ArtefactError: the model is not acceptable.
+            to apply it to, or no maps to draw, or their folder cannot be written to.
+        ArtefactError: the model is not acceptable.
     """
     if top < 1:
         raise InputError(f"top (={top}) must be at least 1")
@@ -71,7 +74,9 @@ def predict(
         session.check_reasoning(reasoning_threshold)
     reasoning = session.metadata.reasoning
     lam, width = session.check_lambda(lam), session.check_width(width)
-    overlays = [] if saliency is None else overlay_paths(saliency, images)
+    if saliency is not None:
+        writable_folder(saliency, "choose another folder with --saliency FOLDER")
+    overlays: list[bytes] = []
     predictions: list[dict[str, Any]] = []
     for start in range(0, len(images), BATCH):
         paths = images[start : start + BATCH]
@@ -86,9 +91,12 @@ def predict(
             ranked = [{"class": session.metadata.classes[i], "probability": float(probabilities[i])} for i in best]
             at = session.metadata.lam if lam is None else lam
             predictions.append({"image": str(path), **ranked[0], "top": ranked, "lambda": at, **verdict})
-        for index, file in enumerate(overlays[start : start + BATCH]):
-            write_overlay(file, batch[index], answers[SALIENCY][index, 0])
-            predictions[start + index]["saliency"] = str(file)
+        if saliency is not None:
+            overlays += map(overlay_png, batch, answers[SALIENCY][:, 0])
+    if saliency is not None:
+        for prediction, file, png in zip(predictions, overlay_paths(saliency, images), overlays, strict=True):
+            write_overlay(file, png)
+            prediction["saliency"] = str(file)
     return predictions
 
 

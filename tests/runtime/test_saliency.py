@@ -14,9 +14,9 @@ from deploytool.errors import ArtefactError, InputError
 from deploytool.explain.explainer import Explainer
 from deploytool.export.artefact import export
 from deploytool.runtime.artefact import read_artefact
-from deploytool.runtime.overlay import SIDE, colours, overlay, overlay_paths, write_overlay
+from deploytool.runtime.overlay import SIDE, colours, overlay, overlay_paths
 from deploytool.runtime.partial import specialized_model
-from deploytool.runtime.predict import predict
+from deploytool.runtime.predict import BATCH, predict
 from deploytool.runtime.saliency import EXPLAINER, ExplainerNote, read_explainer
 from deploytool.runtime.session import Session
 from deploytool.training.run import Run
@@ -182,8 +182,18 @@ def test_what_is_seen_shows_more_than_what_is_not() -> None:
     assert picture[128, 80].sum() > left.sum() + 0.3 and picture[128, -80].sum() > right.sum() + 0.3
 
 
-def test_a_folder_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
+def test_a_bad_last_picture_leaves_no_overlay(explained: Path, pictures: list[Path], tmp_path: Path) -> None:
+    """All of a first batch are good, so that their maps are known when the picture is found to be bad."""
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    with pytest.raises(InputError, match=r"bad\.png"):
+        predict(explained, [*[pictures[0]] * BATCH, bad], lam=0.3, threads=1, saliency=tmp_path / "maps")
+    assert list((tmp_path / "maps").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_picture_is_read(explained: Path, tmp_path: Path) -> None:
     (tmp_path / "maps").write_text("a file")
-    with pytest.raises(OSError, match="maps"):
-        write_overlay(tmp_path / "maps" / "x.png", np.zeros((1, 8, 8), np.float32), np.zeros((8, 8), np.float32))
+    for folder in (tmp_path / "maps", tmp_path / "maps" / "below"):
+        with pytest.raises(InputError, match="cannot write to folder .*maps.*; choose another folder with --saliency"):
+            predict(explained, ["absent.png"], lam=0.3, threads=1, saliency=folder)
     assert [file.name for file in tmp_path.iterdir()] == ["maps"]
