@@ -65,6 +65,7 @@ def compare(
     use_threads(threads)
     place = output or explainer / FOLDER
     chosen = choose_device(device)
-    document, sheet = measure(loaded, plan, lam, chosen, None if target is None else open_target(target))
+    opened = None if target is None else open_target(target)
+    document, sheet = measure(loaded, plan, lam, chosen, opened, place)
     files = write_comparison(document, sheet, place)
     emit({**document, "files": files}, as_json, lambda: render(document) + f"\n\nwritten to {place}")

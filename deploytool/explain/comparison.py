@@ -1,6 +1,6 @@
 """`explain compare`: a surrogate explainer against its rivals in one run (paper 3, tables 2, 3 and 4).
 
-In EXPLAINER/comparison/units/, one file for each method, which is not computed again.
+In EXPLAINER/comparison/units/, or units/ of another folder, one file for each method, which is not computed again.
 
 Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge distillation, 2021 ("paper 3"), section
 4.2.
@@ -18,7 +18,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from deploytool import __version__
-from deploytool.atomic import atomic_path, write_json
+from deploytool.atomic import atomic_path, writable_folder, write_json
 from deploytool.attacks.victim import Network, Victim
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Images
@@ -54,6 +54,7 @@ from deploytool.units import read_record, record_key
 Row = dict[str, Any]
 
 FOLDER = "comparison"  # in an explainer's
+ADVICE = "choose another with -o FOLDER"
 SHOWN = 10  # images of the contact sheet
 PART = 16  # images between two steps of the progress bar
 
@@ -97,12 +98,17 @@ class Sheet:
 
 
 def compare(
-    explainer: Explainer, plan: ComparePlan, lam: float | None = None, device: str = "cpu", target: Target | None = None
+    explainer: Explainer,
+    plan: ComparePlan,
+    lam: float | None = None,
+    device: str = "cpu",
+    target: Target | None = None,
+    folder: Path | None = None,
 ) -> tuple[Row, Sheet]:
     """Explain what the target predicts for random test images by every method, and measure the maps and the speed.
 
-    What the maps of a method are worth is kept in EXPLAINER/comparison/units/ as soon as it is known: an interrupted
-    comparison goes on with the next method. Speed is measured anew each time, last.
+    What the maps of a method are worth is kept in FOLDER/units/ as soon as it is known: an interrupted comparison goes
+    on with the next method. Speed is measured anew each time, last.
 
     Args:
         explainer: the surrogate.
@@ -110,6 +116,7 @@ def compare(
         lam: the target's lambda; 0 where None and it takes one.
         device: torch device.
         target: what the explainer was trained on, where it is not to be found under its name.
+        folder: of what is kept; EXPLAINER/comparison where None.
 
     Returns:
         A document for JSON, and the contact sheet. `rows`, one for each method: `method`, `insertion` and `deletion`
@@ -123,16 +130,19 @@ def compare(
 
     Raises:
         RunError: the target is not the one that the explainer was trained on. DataError: the data set cannot be loaded.
-        InputError: lambda is not what the target takes, no method is left, or the target answers NaN.
+        InputError: lambda is not what the target takes, no method is left, the target answers NaN, or the folder cannot
+            be written to.
     """
     target = open_target(explainer.target) if target is None else target
     explainer.check_target(target)
     scene = _open(explainer, plan, lam, torch.device(device), target)
+    place = writable_folder(folder or explainer.path / FOLDER, ADVICE)
+    units = writable_folder(place / "units", ADVICE)
     fast, deployed = sessions(explainer, scene.setting, scene.rivals.network, scene.image)
-    folder, weights = explainer.path / FOLDER / "units", file_digest(checkpoint_path(explainer.path))
+    weights = file_digest(checkpoint_path(explainer.path))
     common = [__version__, torch.__version__, captum.__version__, target.digest, asdict(scene.setting), device]
-    found = _found(scene, folder, common, weights, fast)
-    student = _student(explainer, scene, folder, [*common, weights])
+    found = _found(scene, units, common, weights, fast)
+    student = _student(explainer, scene, units, [*common, weights])
     speed = measure_speed(scene.rivals, scene.methods, scene.image, scene.classes, deployed)
     if SURROGATE in found and found[SURROGATE].constant:
         share = found[SURROGATE].constant

@@ -179,6 +179,32 @@ def test_another_target_is_refused(explainer: Explainer, trained_run: Run, plain
     assert result.exit_code == 0 and json.loads(result.stdout)["target"] == str(moved)
 
 
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_measured(
+    explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the way stands for a folder that may only be read: tests may run as root."""
+    monkeypatch.setattr(comparison, "_measure", lambda *rest: pytest.fail("measured"))
+    for folder in (explainer.path / "comparison", tmp_path / "other"):
+        folder.write_text("a file")
+    for place, options in (
+        (explainer.path / "comparison", []),
+        (tmp_path / "other" / "below", ["-o", tmp_path / "other" / "below"]),
+    ):
+        result = run(explainer.path, "--method", "center", "--images", 3, *options)
+        assert (result.exit_code, result.stdout) == (1, "") and result.stderr.count("\n") == 1
+        assert result.stderr.startswith(f"error: cannot write to folder {place} (")
+        assert result.stderr.endswith("; choose another with -o FOLDER\n")
+
+
+def test_all_that_is_kept_goes_where_it_is_told(explainer: Explainer, tmp_path: Path) -> None:
+    (explainer.path / "comparison").write_text("in the way: nothing can be written there")
+    place = tmp_path / "out"
+    result = run(explainer.path, "--method", "surrogate", "--method", "center", "--images", 3, "-o", place)
+    assert result.exit_code == 0, result.output
+    assert {file.name.split("-")[0] for file in (place / "units").iterdir()} == {"surrogate", "center", "student"}
+    assert (place / "comparison.json").exists()
+
+
 def with_network(target: Target, change: Any, **changes: Any) -> Target:
     """The target with other answers under its digest."""
     return dataclasses.replace(target, opener=lambda lam, width: change(target.opener(lam, width)), **changes)
