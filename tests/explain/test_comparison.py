@@ -206,7 +206,7 @@ def test_all_that_is_kept_goes_where_it_is_told(explainer: Explainer, tmp_path: 
 
 def with_network(target: Target, change: Any, **changes: Any) -> Target:
     """The target with other answers under its digest."""
-    return dataclasses.replace(target, opener=lambda lam, width: change(target.opener(lam, width)), **changes)
+    return dataclasses.replace(target, opener=lambda lam: change(target.opener(lam)), **changes)
 
 
 def test_a_target_without_gradients_goes_without_grad_cam(explainer: Explainer) -> None:
