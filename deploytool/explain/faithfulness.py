@@ -27,7 +27,7 @@ from deploytool.attacks.victim import Network, Victim
 from deploytool.errors import InputError
 from deploytool.explain.attribution import images_at_once
 
-KERNEL, SIGMA = 11, 5.0  # of the blur, RISE's
+KERNEL, SIGMA = 11, 5.0  # of the blur, RISE's; a small image's kernel is smaller
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def insertion(
     maps: Tensor,
     target: Tensor | None = None,
     pixels: int | None = None,
-    kernel: int = KERNEL,
+    kernel: int | None = None,
     sigma: float = SIGMA,
 ) -> Curves:
     """Put pixels back into blurred images, the most important first (Algorithm A1); a larger area is better.
@@ -65,8 +65,7 @@ def insertion(
         maps: (N, H, W), how important each pixel is, on any scale; among equal pixels the first in reading order wins.
         target: (N,) int64, the class to watch; where None, the one that the network predicts for the image.
         pixels: n, changed in each step; the image's width where None.
-        kernel: side of the Gaussian kernel in pixels, odd, its half below the image's height and width.
-        sigma: of the blur in pixels.
+        kernel, sigma: of `blurred`.
 
     Returns:
         A curve for each image.
@@ -74,13 +73,7 @@ def insertion(
     Raises:
         InputError: an argument is not as above, or the network answers NaN.
     """
-    check_counts({"kernel": kernel})
-    if kernel % 2 == 0 or kernel // 2 >= min(image.shape[2:], default=0):
-        least = 2 * min(image.shape[2:], default=1) - 1
-        raise InputError(f"kernel (={kernel}) must be odd and at most {least}, for images of {tuple(image.shape[2:])}")
-    check_between("sigma", sigma, 0, 1e6, open_low=True)
-    blurred = gaussian_blur(image, [kernel, kernel], [sigma, sigma])
-    return _curves(network, image, blurred, maps, target, pixels, inserted=True)
+    return _curves(network, image, blurred(image, kernel, sigma), maps, target, pixels, inserted=True)
 
 
 def deletion(
@@ -88,6 +81,32 @@ def deletion(
 ) -> Curves:
     """Set pixels to 0, the most important first (Algorithm A2); a smaller area is better. Arguments as `insertion`."""
     return _curves(network, image, torch.zeros_like(image[:1]), maps, target, pixels, inserted=False)
+
+
+def blurred(image: Tensor, kernel: int | None = None, sigma: float = SIGMA) -> Tensor:
+    """Blur images, so that little is left of what they show: where insertion starts.
+
+    Args:
+        image: (N, C, H, W) float32 in [0, 1].
+        kernel: side of the Gaussian kernel in pixels, odd, its half below the image's height and width; where None, 11,
+            or the largest that the image allows: 2 min(H, W) - 1.
+        sigma: of the blur in pixels.
+
+    Returns:
+        (N, C, H, W) float32 in [0, 1].
+
+    Raises:
+        InputError: an argument is not as above.
+    """
+    if image.dim() != 4 or not image.numel():
+        raise InputError(f"image has shape {tuple(image.shape)}; expected (N, C, H, W), none of them 0")
+    most = 2 * min(image.shape[2:]) - 1
+    kernel = min(KERNEL, most) if kernel is None else kernel
+    check_counts({"kernel": kernel})
+    if kernel % 2 == 0 or kernel > most:
+        raise InputError(f"kernel (={kernel}) must be odd and at most {most}, for images of {tuple(image.shape[2:])}")
+    check_between("sigma", sigma, 0, 1e6, open_low=True)
+    return gaussian_blur(image, [kernel, kernel], [sigma, sigma])
 
 
 def mean_intensity(maps: Tensor) -> float:

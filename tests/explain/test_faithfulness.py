@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import InputError
 from deploytool.explain.attribution import images_at_once, predicted_class
-from deploytool.explain.faithfulness import deletion, insertion, mean_intensity
+from deploytool.explain.faithfulness import blurred, deletion, insertion, mean_intensity
 from deploytool.models.setting import Setting
 
 
@@ -117,6 +117,24 @@ def test_the_class_watched_may_be_another(network, image) -> None:
     with torch.no_grad():
         expected = network(image).softmax(1).gather(1, other[:, None])[:, 0]
     torch.testing.assert_close(found.probability[:, 0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [((5, 5), 9), ((3, 3), 5), ((1, 7), 1), ((6, 6), 11), ((32, 40), 11)])
+def test_the_kernel_of_a_small_image_is_what_it_allows(size: tuple[int, int], kernel: int) -> None:
+    small = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    expected = gaussian_blur(small, [kernel, kernel], [5.0, 5.0])
+    torch.testing.assert_close(blurred(small), expected)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(small[0].numel(), 3)).eval()
+    found = insertion(linear, small, torch.rand(2, *size), torch.tensor([0, 1]))
+    with torch.no_grad():
+        start = linear(expected).softmax(1)[[0, 1], [0, 1]]
+    torch.testing.assert_close(found.probability[:, 0], start)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3), (2, 1, 0, 8), (0, 1, 8, 8)])
+def test_only_images_are_blurred(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"image has shape .*; expected \(N, C, H, W\)"):
+        blurred(torch.zeros(shape))
 
 
 def test_mean_intensity() -> None:
