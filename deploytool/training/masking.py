@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
-from deploytool.explain.faithfulness import KERNEL, SIGMA
+from deploytool.explain.faithfulness import blurred
 from deploytool.explain.recipe import ExplanationSection
 
 LEAST_SPREAD = 1e-6  # of evidence
@@ -35,8 +34,7 @@ def explained_image(image: Tensor, evidence: Tensor, section: ExplanationSection
         mask = torch.cat([mask[:half], ranked_mask(evidence[half:], draws)])
     if section.background == "black":
         return mask * image
-    kernel = min(KERNEL, 2 * min(image.shape[2:]) - 1)
-    return torch.lerp(gaussian_blur(image, [kernel, kernel], [SIGMA, SIGMA]), image, mask)
+    return torch.lerp(blurred(image), image, mask)
 
 
 def ranked_mask(evidence: Tensor, draws: torch.Generator) -> Tensor:
