@@ -106,7 +106,7 @@ def blurred(image: Tensor, kernel: int | None = None, sigma: float = SIGMA) -> T
     if kernel % 2 == 0 or kernel > most:
         raise InputError(f"kernel (={kernel}) must be odd and at most {most}, for images of {tuple(image.shape[2:])}")
     check_between("sigma", sigma, 0, 1e6, open_low=True)
-    return gaussian_blur(image, [kernel, kernel], [sigma, sigma])
+    return gaussian_blur(image, [kernel, kernel], [sigma, sigma])  # type: ignore[no-any-return]
 
 
 def mean_intensity(maps: Tensor) -> float:
