@@ -27,7 +27,7 @@ from deploytool.explain.explainer import Explainer, build_explainer
 from deploytool.explain.recipe import ExplainerRecipe
 from deploytool.explain.rise import rise
 from deploytool.export.artefact import export_setting, random_images, write_artefact
-from deploytool.export.saliency import Surrogate
+from deploytool.export.saliency import Companion
 from deploytool.models.factory import build_model
 from deploytool.recipe import Recipe, load_recipe
 from deploytool.runtime.session import Session
@@ -49,7 +49,7 @@ def write(recipe: Recipe, arch: str, overrides: list[str], folder: Path) -> Path
     model, setting = build_model(recipe, info).eval(), export_setting(recipe, None, None)
     source, file = folder / f"{arch}.onnx", folder / f"{arch}-specialised.onnx"
     write_artefact(
-        model, recipe, info, random_images(info), source, setting, False, surrogate=Surrogate(explainer, True)
+        model, recipe, info, random_images(info), source, setting, False, surrogate=Companion(explainer, True)
     )
     specialize(source, LAMBDA, file)
     return file

@@ -25,7 +25,7 @@ from deploytool.export.condition import add_condition, clean_setting
 from deploytool.export.heads import split_heads
 from deploytool.export.parity import Parity, check_parity, max_difference
 from deploytool.export.quantize import Quantizer, quantizer_of_run, quantizer_of_untrained
-from deploytool.export.saliency import Surrogate, add_saliency, explainer_note, surrogate_graph, surrogate_of
+from deploytool.export.saliency import Companion, add_saliency, explainer_note, surrogate_graph, surrogate_of
 from deploytool.export.shrink import Shrunk, shrink, weight_count
 from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel, weight_names
@@ -164,7 +164,7 @@ def write_artefact(
     compress: bool = False,
     quantizer: Quantizer | None = None,
     labels: LabelMap | None = None,
-    surrogate: Surrogate | None = None,
+    surrogate: Companion | None = None,
 ) -> dict[str, Any]:
     """Build, check and write; see `export`.
 

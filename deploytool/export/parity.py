@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from deploytool.export.heads import LOGITS, REASONING
-from deploytool.export.saliency import Surrogate
+from deploytool.export.saliency import Companion
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
 from deploytool.runtime.saliency import SALIENCY
@@ -48,7 +48,7 @@ def check_parity(
     setting: Setting,
     images: Tensor,
     narrow: Sequence[float] = (),
-    surrogate: Surrogate | None = None,
+    surrogate: Companion | None = None,
 ) -> Parity:
     """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds, widths and batch sizes.
 
@@ -108,7 +108,7 @@ def max_difference(one: bytes, other: bytes, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def _expected(model: ConditionalModel, at: Setting, images: Tensor, surrogate: Surrogate | None) -> dict[str, Array]:
+def _expected(model: ConditionalModel, at: Setting, images: Tensor, surrogate: Companion | None) -> dict[str, Array]:
     """The outputs of a file by name, from what torch answers."""
     with model.network(at, reasoning=True) as network:
         answer: Tensor | tuple[Tensor, Tensor] = network(images)

@@ -43,7 +43,7 @@ SHARED = ("image", "lambda", "lambda_threshold", SALIENCY)
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Companion:
     """A trained explainer as part of a file.
 
     Attributes:
@@ -60,14 +60,14 @@ class Surrogate:
         return replace(setting, conditioning=conditioning, noise="none", width=1.0)
 
 
-def surrogate_of(run: Run, explainer: Explainer) -> Surrogate:
+def surrogate_of(run: Run, explainer: Explainer) -> Companion:
     """The explainer of a run, to go into its file.
 
     Raises:
         RunError: it was trained to explain something else.
     """
     explainer.check_target(open_target(run.path))
-    return Surrogate(explainer, isinstance(run.recipe.method, FloatMethod))
+    return Companion(explainer, isinstance(run.recipe.method, FloatMethod))
 
 
 def explainer_note(explainer: Explainer) -> ExplainerNote:
