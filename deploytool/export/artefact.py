@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -25,7 +26,15 @@ from deploytool.export.condition import add_condition, clean_setting
 from deploytool.export.heads import split_heads
 from deploytool.export.parity import Parity, check_parity, max_difference
 from deploytool.export.quantize import Quantizer, quantizer_of_run, quantizer_of_untrained
-from deploytool.export.saliency import Companion, add_saliency, explainer_note, surrogate_graph, surrogate_of
+from deploytool.export.saliency import (
+    Companion,
+    FullWidthWarning,
+    add_saliency,
+    explainer_note,
+    surrogate_graph,
+    surrogate_of,
+    told_widths,
+)
 from deploytool.export.shrink import Shrunk, shrink, weight_count
 from deploytool.labels.label_map import LabelMap
 from deploytool.models.conditional import ConditionalModel, weight_names
@@ -73,6 +82,9 @@ def export(
         with `quantize` also `quantization`, what `Quantizer` returns; with `explainer`, `parity` has the errors of each
         output too, as `outputs`.
 
+    Warns:
+        FullWidthWarning: the file has maps, and a width below 1, of which they say nothing.
+
     Raises:
         ParityError: a logit, a probability of a reasoning label or a value of a map is off by more than 1e-3; nothing
             is left behind.
@@ -90,7 +102,10 @@ def export(
     quantizer = quantizer_of_run(run, setting, narrow, calibration_images) if quantize else None
     path = file or run.path / "model.onnx"
     options = (True, round_channels, narrow, compress, quantizer, run.labels, surrogate)
-    return write_artefact(run.model, recipe, info, images, path, setting, *options)
+    result = write_artefact(run.model, recipe, info, images, path, setting, *options)
+    if surrogate is not None and (told := told_widths((*narrow, setting.width))):
+        warnings.warn(told, FullWidthWarning, stacklevel=2)
+    return result
 
 
 def export_untrained(

@@ -7,7 +7,7 @@
 
 The two share the inputs and `lambda_threshold`; every other name of the surrogate begins with `explainer/`. Its linear
 head, which no map needs, is left out. A runtime that is asked for one output computes nothing of the other. The
-surrogate is the same at every width of a slimmable target.
+surrogate was trained on the full width of a slimmable target, and is the same at every other one.
 
     Resize(x, sizes = Concat(Shape(x)[:2], (H, W)))   ->   Resize(x, scales = (1, 1, H / h, W / w))   whole numbers
                                                       ->   Resize(x, sizes = (H, W), axes = (2, 3))   others
@@ -42,6 +42,10 @@ PREFIX = "explainer/"
 SHARED = ("image", "lambda", "lambda_threshold", SALIENCY)
 
 
+class FullWidthWarning(UserWarning):
+    """A file draws maps at widths that its explainer was not trained at."""
+
+
 @dataclass(frozen=True)
 class Companion:
     """A trained explainer as part of a file.
@@ -68,6 +72,16 @@ def surrogate_of(run: Run, explainer: Explainer) -> Companion:
     """
     explainer.check_target(open_target(run.path))
     return Companion(explainer, isinstance(run.recipe.method, FloatMethod))
+
+
+def told_widths(widths: Sequence[float]) -> str | None:
+    """What a person should know of maps at a file's widths; None where all of them are full."""
+    below = [f"{width:g}" for width in sorted(widths) if width < 1]
+    if not below:
+        return None
+    return (
+        f"maps explain the full width; at width{'s' * (len(below) > 1)} {', '.join(below)} they are the full network's"
+    )
 
 
 def explainer_note(explainer: Explainer) -> ExplainerNote:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from deploytool.data.datasets import dataset_info
 from deploytool.errors import ParityError, RunError
 from deploytool.explain.explainer import Explainer, build_explainer
 from deploytool.explain.recipe import ExplainerRecipe
-from deploytool.export import artefact
+from deploytool.export import artefact, saliency
 from deploytool.export.artefact import export, export_setting, random_images, write_artefact
 from deploytool.export.explainer import export_explainer
 from deploytool.export.quantize import quantizer_of_untrained
-from deploytool.export.saliency import PREFIX, Companion, surrogate_graph, surrogate_of
+from deploytool.export.saliency import PREFIX, Companion, FullWidthWarning, surrogate_graph, surrogate_of
 from deploytool.measuring import plain_network
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.factory import build_model, recipe_labels
@@ -252,6 +253,22 @@ def test_a_run_takes_its_own_explainer_and_follows_what_export_is_told(
     assert np.abs(between - maps[0.0]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("width", "said"), [(None, "at widths 0.25, 0.5 they"), (0.5, "at width 0.5 they"), (1.0, "")])
+def test_maps_of_narrow_widths_are_said_to_be_the_full_networks(
+    width: float | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["model.arch=resnet8", "model.widths=[0.25, 0.5, 1.0]", "method={name: standard}"]
+    recipe = load_recipe(ROOT / "recipes" / "digits-float.yaml", changes)
+    run = Run(tmp_path, recipe, fitted(build_model(recipe, DIGITS)), Checkpoint(0, {}, {}, [], DIGITS, 1, "", {}))
+    monkeypatch.setattr(artefact, "surrogate_of", lambda run, explainer: Companion(explainer, False))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        export(run, tmp_path / "m.onnx", width=width, explainer=explainer_of(False))
+        export(run, tmp_path / "bare.onnx", width=width)
+    told = [str(each.message) for each in caught if each.category is FullWidthWarning]
+    assert told == ([f"maps explain the full width; {said} are the full network's"] if said else [])
+
+
 def test_an_explainer_of_something_else_is_refused(plain_run: Run, float_explainer: Explainer, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not what .* was trained to explain"):
         export(plain_run, tmp_path / "m.onnx", explainer=float_explainer)
@@ -276,7 +293,7 @@ def test_any_size_of_image_has_fixed_shapes(
 ) -> None:
     """Scales that are no whole numbers, and too large ones, among them."""
     if size == (72, 72):
-        monkeypatch.setattr("deploytool.export.saliency.MAX_SCALE", 3)
+        monkeypatch.setattr(saliency, "MAX_SCALE", 3)
     explainer = explainer_of(False, (1, *size), stride)
     model = surrogate_graph(explainer, Setting(noise="none"), BOTH)
     check_graph(take_apart(model))
