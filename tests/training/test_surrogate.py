@@ -14,13 +14,15 @@ from torch.nn import functional as F
 from deploytool.attacks.victim import Victim
 from deploytool.data.catalogue import CATALOGUE
 from deploytool.errors import DataError, InputError, RunError
-from deploytool.explain.explainer import build_explainer, load_explainer
+from deploytool.explain.explainer import build_explainer, load_explainer, surrogate_setting
 from deploytool.explain.recipe import FILE, ExplainerRecipe
 from deploytool.explain.target import module_target, open_target
 from deploytool.models.conditional import ConditionalModel, DualNormModel
 from deploytool.models.registry import build_backbone
 from deploytool.models.setting import Setting
+from deploytool.recipe import make_recipe
 from deploytool.training import surrogate as training
+from deploytool.training.loop import train
 from deploytool.training.run import load_checkpoint
 from deploytool.training.surrogate import step_losses, surrogate_accuracy, train_explainer
 
@@ -245,3 +247,20 @@ def cifar() -> Any:
 
     images = Images(torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64))
     return Dataset(CATALOGUE["cifar10"], images, images)
+
+
+@pytest.mark.parametrize(("method", "moves"), [("oat", True), ("float", False)])
+def test_a_surrogate_follows_lambda_as_its_target_does(method: str, moves: bool, tmp_path: Path) -> None:
+    """OAT's answers change all the way; a switch at 0.5 has two, and the map changes there alone."""
+    options = {"conditioning": "switch", "lambda_threshold": 0.5} if method == "float" else {}
+    document = {"name": "x", "model": {"arch": "resnet8"}, "method": {"name": method, **options}}
+    document |= {"data": {"batch_size": 400}, "optimizer": {"epochs": 1}, "attack": {"steps": 1}}
+    train(make_recipe(document), tmp_path / "run")
+    target = open_target(tmp_path / "run")
+    result = train_explainer(target, recipe(data={"batch_size": 400}), tmp_path / "x")
+    assert [row["lambda"] for row in result["rows"]] == [0.0, 1.0]
+    explainer, image = load_explainer(tmp_path / "x"), batch()[0]
+    maps = {lam: explainer.explain(image, surrogate_setting(target, lam))[1] for lam in (0.0, 0.3, 0.5, 0.7, 1.0)}
+    assert not torch.equal(maps[0.5], maps[0.7])
+    for one, other in ((0.0, 0.3), (0.3, 0.5), (0.7, 1.0)):
+        assert torch.equal(maps[one], maps[other]) != moves
