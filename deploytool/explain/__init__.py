@@ -2,6 +2,7 @@
 
 | module | what |
 | --- | --- |
+| `agreement` | how well a student imitates its target, and what is left of an explained image |
 | `attribution` | heat maps of any torch classifier, through captum: sliding patch, Grad-CAM |
 | `comparison` | a surrogate explainer against its rivals: faithfulness, intensity, speed |
 | `consistency` | what classes and reasoning labels accept and detect together, against the softmax |

@@ -24,6 +24,7 @@ from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Images
 from deploytool.digests import file_digest, state_digest
 from deploytool.errors import InputError
+from deploytool.explain.agreement import surrogate_accuracy
 from deploytool.explain.explainer import Explainer, surrogate_setting
 from deploytool.explain.faithfulness import Curves, deletion, insertion, mean_intensity
 from deploytool.explain.rivals import (
@@ -48,7 +49,6 @@ from deploytool.models.setting import Setting
 from deploytool.progress import Progress, progress_bar
 from deploytool.timing import processor
 from deploytool.training.run import checkpoint_path
-from deploytool.training.surrogate import surrogate_accuracy
 from deploytool.units import read_record, record_key
 
 Row = dict[str, Any]

@@ -15,10 +15,9 @@ from deploytool.attacks.victim import Victim
 from deploytool.data.adversarial import with_adversarial
 from deploytool.data.batches import batches_per_epoch, training_batches
 from deploytool.data.datasets import load_dataset
-from deploytool.data.images import Images
 from deploytool.digests import file_digest
 from deploytool.errors import InputError, RunError
-from deploytool.evaluation import image_batches
+from deploytool.explain.agreement import surrogate_accuracy
 from deploytool.explain.explainer import build_explainer, surrogate_setting
 from deploytool.explain.recipe import FILE, ExplainerRecipe, Part
 from deploytool.explain.target import Target, working_network
@@ -183,36 +182,6 @@ def step_losses(
         surrogate.student.eval()  # an explained image is none of those that its statistics are of
         seen, _ = _call(surrogate.student, "student", state, explained)
     return losses | {"explanation": explanation_loss(seen, truth, evidence.sigmoid(), recipe.explanation.l1)}
-
-
-@torch.no_grad()
-def surrogate_accuracy(model: ConditionalModel, setting: Setting, target: Victim, images: Images) -> dict[str, Any]:
-    """How well the student imitates its target, and what is left of an explained image.
-
-    Args:
-        model: the surrogate, in evaluation mode.
-        setting: lambda, for its batch norms.
-        target: at the same lambda.
-        images: labelled.
-
-    Returns:
-        Shares of the images in [0, 1]: `target_accuracy` and `student_accuracy` (paper 3, eq. 12 and table 2),
-        `agreement` of student and target in their top class, `explained_agreement` of the target's answers for x and
-        for H * x; `mean_intensity` of the maps; `n`.
-    """
-    device = next(model.parameters()).device
-    counts, intensity = torch.zeros(4, dtype=torch.int64, device=device), 0.0
-    with model.network(setting) as network:
-        for image, label in image_batches(images, device):
-            truth = target.logits(image).argmax(1)
-            logits, saliency = network(image)
-            student, explained = logits.argmax(1), target.logits(saliency * image).argmax(1)
-            hits = (truth == label, student == label, student == truth, explained == truth)
-            counts += torch.stack([hit.sum() for hit in hits])
-            intensity += float(saliency.double().mean((1, 2, 3)).sum())
-    names = ("target_accuracy", "student_accuracy", "agreement", "explained_agreement")
-    shares = {name: count / len(images) for name, count in zip(names, counts.tolist(), strict=True)}
-    return {**shares, "mean_intensity": intensity / len(images), "n": len(images)}
 
 
 def _filled_in(recipe: ExplainerRecipe, target: Target) -> ExplainerRecipe:

@@ -24,7 +24,7 @@ from deploytool.recipe import make_recipe
 from deploytool.training import surrogate as training
 from deploytool.training.loop import train
 from deploytool.training.run import load_checkpoint
-from deploytool.training.surrogate import step_losses, surrogate_accuracy, train_explainer
+from deploytool.training.surrogate import step_losses, train_explainer
 
 DIGITS = CATALOGUE["digits"]
 
@@ -122,28 +122,6 @@ def test_a_student_learns_its_target_and_maps_keep_the_answer(plain_run, tmp_pat
     assert [entry["part"] for entry in json.loads((tmp_path / "x" / "metrics.json").read_text())] == (
         ["student"] * 6 + ["explanation"] * 6
     )
-
-
-def test_accuracies_by_counting(float_explainer, trained_run) -> None:
-    """What `train` reports at lambda 1, from maps and answers computed apart."""
-    from deploytool.data.datasets import load_dataset
-
-    target = open_target(trained_run.path)
-    images = load_dataset(trained_run.recipe.data).test.head(90)
-    network, setting = target.network(1.0), Setting(1.0, conditioning=target.setting.conditioning, noise="none")
-    found = surrogate_accuracy(float_explainer.model, setting, Victim(network), images)
-    image, label = images.batch(slice(None))
-    logits, maps = float_explainer.explain(image, setting)
-    with torch.no_grad():
-        truth, explained = network(image).argmax(1), network(image * maps[:, None]).argmax(1)
-    assert found == {
-        "target_accuracy": pytest.approx((truth == label).float().mean().item()),
-        "student_accuracy": pytest.approx((logits.argmax(1) == label).float().mean().item()),
-        "agreement": pytest.approx((logits.argmax(1) == truth).float().mean().item()),
-        "explained_agreement": pytest.approx((explained == truth).float().mean().item()),
-        "mean_intensity": pytest.approx(maps.mean().item(), rel=1e-5),
-        "n": 90,
-    }
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
