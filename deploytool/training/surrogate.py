@@ -72,13 +72,14 @@ def train_explainer(
     files = {path: file_digest(path) for path in recipe.data.adversarial} | {target.name: target.digest}
     resume = resume and checkpoint_path(folder).exists()
     place = torch.device(device)
-    model = build_explainer(recipe, data.info, target.takes_lambda).to(place)
+    model = build_explainer(recipe, data.info, target.takes_lambda)
+    if not resume and recipe.student.start == "target":
+        _start_from(target, model)
+    model.to(place)
     create_run(folder, recipe, resume, FILE)
     schedule = recipe.schedule
     optimizer = nesterov(model.parameters(), 0.0, schedule.momentum, schedule.weight_decay)
     history: list[dict[str, Any]] = []
-    if not resume and recipe.student.start == "target":
-        _start_from(target, model)
     if resume:
         history, files = restore(folder, load_checkpoint(folder), model, optimizer, files)
     victims = [Victim(working_network(target.network(lam), place)) for lam in lambdas]

@@ -242,3 +242,23 @@ def test_a_surrogate_follows_lambda_as_its_target_does(method: str, moves: bool,
     assert not torch.equal(maps[0.5], maps[0.7])
     for one, other in ((0.0, 0.3), (0.3, 0.5), (0.7, 1.0)):
         assert torch.equal(maps[one], maps[other]) != moves
+
+
+def test_a_student_may_start_from_its_target(trained_run, plain_file: Path, tmp_path: Path) -> None:
+    """Before its first step it has the target's weights, and the batch norms of both conditions."""
+    target = open_target(trained_run.path)
+    made = recipe((1, 0), student={"arch": "resnet8", "start": "target"})
+    model = build_explainer(made, trained_run.checkpoint.data, True)
+    training._start_from(target, model)
+    for lam, norms in ((0.0, model.norm_set()), (1.0, model.adversarial_set())):
+        plain = dict(target.network(lam).named_modules())
+        for name, norm in norms.items():
+            if ".block." in name or name.startswith("student.resnet.bn1"):
+                own = plain[name.removeprefix("student.resnet.").replace(".block.", ".")]
+                assert torch.equal(norm.running_mean, own.running_mean) and torch.equal(norm.weight, own.weight)
+    weight = target.network(0.0).layer3[0].conv2.weight
+    assert torch.equal(model.backbone.student.resnet.layer3[0].block.conv2.weight, weight)
+    for wrong, other in ((target, "resnet20"), (open_target(plain_file), "resnet8")):
+        with pytest.raises(InputError, match="needs a target with weights, of the student's architecture"):
+            train_explainer(wrong, recipe(student={"arch": other, "start": "target"}), tmp_path / "x")
+        assert not (tmp_path / "x").exists()
