@@ -57,7 +57,6 @@ def compare(
     from deploytool.explain.comparison import compare as measure
     from deploytool.explain.explainer import load_explainer
     from deploytool.explain.rivals import METHODS, ComparePlan
-    from deploytool.explain.target import open_target
     from deploytool.report.saliency import render, write_comparison
 
     plan = ComparePlan(methods or METHODS, images, slow_images, masks, samples, seed)
@@ -65,7 +64,6 @@ def compare(
     use_threads(threads)
     place = output or explainer / FOLDER
     chosen = choose_device(device)
-    opened = None if target is None else open_target(target)
-    document, sheet = measure(loaded, plan, lam, chosen, opened, place)
+    document, sheet = measure(loaded, plan, lam, chosen, loaded.open_target(target), place)
     files = write_comparison(document, sheet, place)
     emit({**document, "files": files}, as_json, lambda: render(document) + f"\n\nwritten to {place}")

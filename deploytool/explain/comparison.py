@@ -43,7 +43,7 @@ from deploytool.explain.rivals import (
 from deploytool.explain.speed import DEPLOYED, DEPLOYED_MAP, INFERENCE, Speed, measure_speed, sessions
 from deploytool.explain.stability import unit_range
 from deploytool.explain.study import draw
-from deploytool.explain.target import Target, open_target
+from deploytool.explain.target import Target
 from deploytool.models.folding import folded_module
 from deploytool.models.setting import Setting
 from deploytool.progress import Progress, progress_bar
@@ -133,8 +133,10 @@ def compare(
         InputError: lambda is not what the target takes, no method is left, the target answers NaN, or the folder cannot
             be written to.
     """
-    target = open_target(explainer.target) if target is None else target
-    explainer.check_target(target)
+    if target is None:
+        target = explainer.open_target()
+    else:
+        explainer.check_target(target)
     scene = _open(explainer, plan, lam, torch.device(device), target)
     place = writable_folder(folder or explainer.path / FOLDER, ADVICE)
     units = writable_folder(place / "units", ADVICE)

@@ -41,7 +41,7 @@ from deploytool.models.conditional import ConditionalModel, weight_names
 from deploytool.models.factory import build_model, recipe_labels, recipe_setting
 from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
-from deploytool.recipe import FloatMethod, Recipe
+from deploytool.recipe import DataSection, FloatMethod, Recipe
 from deploytool.runtime.reasoning import Reasoning
 from deploytool.runtime.saliency import SALIENCY
 from deploytool.training.run import Run
@@ -94,10 +94,7 @@ def export(
     """
     recipe, info = run.recipe, run.checkpoint.data
     surrogate = None if explainer is None else surrogate_of(run, explainer)
-    try:
-        images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
-    except DataError:
-        images = random_images(info)  # a run can be exported where its data set is not at hand
+    images = parity_images(recipe.data, info)
     setting, narrow = _widths(run.model, export_setting(recipe, conditioning, lambda_threshold), width)
     quantizer = quantizer_of_run(run, setting, narrow, calibration_images) if quantize else None
     path = file or run.path / "model.onnx"
@@ -159,6 +156,14 @@ def export_setting(recipe: Recipe, conditioning: Conditioning | None, lambda_thr
     if setting.conditioning == "interpolate":
         raise InputError("--lambda-threshold has no effect with interpolate; leave it out or use --conditioning switch")
     return replace(setting, lambda_threshold=check_threshold_value(lambda_threshold))
+
+
+def parity_images(section: DataSection, info: DatasetInfo) -> Tensor:
+    """Seven test images (7, C, H, W) float32 in [0, 1]; random ones where the data set is not at hand."""
+    try:
+        return load_dataset(section, download=False).test.head(7).batch(slice(0, 7))[0]
+    except DataError:
+        return random_images(info)
 
 
 def random_images(info: DatasetInfo) -> Tensor:

@@ -11,10 +11,8 @@ from typing import Any
 import onnx
 
 from deploytool.atomic import atomic_path
-from deploytool.data.datasets import load_dataset
-from deploytool.errors import DataError
 from deploytool.explain.explainer import Explainer, surrogate_setting
-from deploytool.export.artefact import accept_parity, common_metadata, parity_dict, random_images
+from deploytool.export.artefact import accept_parity, common_metadata, parity_dict, parity_images
 from deploytool.export.heads import LOGITS
 from deploytool.export.parity import check_parity
 from deploytool.export.saliency import explainer_note, surrogate_graph
@@ -52,14 +50,10 @@ def export_explainer(
     properties = common_metadata(explainer.model, info, setting, recipe.name, recipe.digest())
     properties |= {"deploytool.arch": recipe.student.arch, "deploytool.method": METHOD, "deploytool.trained": "true"}
     onnx.helper.set_model_props(graph, properties | explainer_note(explainer).to_properties())
-    try:
-        images = load_dataset(recipe.data, download=False).test.head(7).batch(slice(0, 7))[0]
-    except DataError:
-        images = random_images(info)  # an explainer can be exported where its data set is not at hand
     path = Path(explainer.path / "model.onnx" if file is None else file)
     with atomic_path(path) as aside:
         aside.write_bytes(graph.SerializeToString())
-        parity = check_parity(aside, explainer.model, setting, images)
+        parity = check_parity(aside, explainer.model, setting, parity_images(recipe.data, info))
         accept_parity(path, parity)
         onnx.checker.check_model(str(aside), full_check=True)
     return {"file": str(path), "size_mb": round(path.stat().st_size / 1e6, 6), "parity": parity_dict(parity)}

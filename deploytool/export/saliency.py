@@ -24,7 +24,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from deploytool.explain.explainer import Explainer
-from deploytool.explain.target import open_target
 from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.condition import add_condition, clean_setting
 from deploytool.export.heads import LOGITS
@@ -70,7 +69,7 @@ def surrogate_of(run: Run, explainer: Explainer) -> Companion:
     Raises:
         RunError: it was trained to explain something else.
     """
-    explainer.check_target(open_target(run.path))
+    explainer.open_target(run.path)
     return Companion(explainer, isinstance(run.recipe.method, FloatMethod))
 
 

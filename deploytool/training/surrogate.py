@@ -164,7 +164,8 @@ def step_losses(
     """
     surrogate = cast(Surrogate, model.backbone)
     learning = part != "explanation"
-    state = model.state(setting) if learning else model.full_state(setting)
+    own = model.state(setting)
+    state = own if learning else model.full_state(setting)
     truth = target.logits(image)
     surrogate.student.train(learning)
     with torch.set_grad_enabled(learning):
@@ -175,7 +176,7 @@ def step_losses(
         losses["distillation"] = distillation_loss(logits, truth, label, section.alpha, section.temperature)
     if part == "student":
         return losses
-    evidence = _call(surrogate.explanation, "explanation", model.state(setting), features, image.shape[2:])
+    evidence = _call(surrogate.explanation, "explanation", own, features, image.shape[2:])
     explained = explained_image(image, evidence, recipe.explanation, draws)
     if recipe.explanation.fidelity == "target":
         seen = target.network(explained)
