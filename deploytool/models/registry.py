@@ -7,6 +7,7 @@ from torch import nn
 
 from deploytool.data.catalogue import DatasetInfo
 from deploytool.errors import RecipeError
+from deploytool.models.lenet import LeNet
 from deploytool.models.mobilenet import MobileNet
 from deploytool.models.resnet import ResNet, Shortcut
 from deploytool.models.single import SingleLayerCNN
@@ -51,8 +52,13 @@ def _single_layer(data: DatasetInfo, width: float = 1.0) -> nn.Module:
     return SingleLayerCNN(data.shape, len(data.classes), data.mean, data.std, width)
 
 
+def _lenet(data: DatasetInfo, width: float = 1.0) -> nn.Module:
+    return LeNet(data.shape, len(data.classes), data.mean, data.std, width)
+
+
 BACKBONES: dict[str, Build] = {
     "digits-resnet": _resnet([1, 1, 1], [32, 64, 128]),
+    "lenet": _lenet,
     "mobilenet": _mobilenet,
     "resnet8": _resnet([1, 1, 1], [16, 32, 64]),
     "resnet20": _resnet([3, 3, 3], [16, 32, 64], shortcut="A"),

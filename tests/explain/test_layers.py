@@ -14,6 +14,7 @@ from deploytool.models.registry import BACKBONES, build_backbone
 
 EXPECTED = {
     "digits-resnet": "layer3",
+    "lenet": "conv2.1",  # before the pool
     "resnet8": "layer3",
     "resnet20": "layer3",
     "resnet34": "layer4",

@@ -61,7 +61,7 @@ def test_parity_of_the_other_noise_modes(float_recipe, tmp_path: Path, noise: st
     assert properties["deploytool.noise"] == ("none" if noise == "none" else "frozen draw")
 
 
-@pytest.mark.parametrize("arch", ["digits-resnet", "resnet20", "wrn40-2", "single-layer-cnn"])
+@pytest.mark.parametrize("arch", ["digits-resnet", "resnet20", "wrn40-2", "single-layer-cnn", "lenet"])
 def test_parity_and_size_of_every_kind_of_backbone(tmp_path: Path, arch: str) -> None:
     """The conditional file is at most 1.02 times the plain one."""
     base = "digits-float" if arch == "digits-resnet" else "cifar10-resnet20-float"

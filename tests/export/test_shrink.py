@@ -234,6 +234,7 @@ BACKBONES = {
     "wrn10-1": lambda: WideResNet(10, 1, 1, 10, DIGITS.mean, DIGITS.std),
     "vgg16": lambda: build_backbone("vgg16", DIGITS, 0.25),
     "mobilenet": lambda: build_backbone("mobilenet", DIGITS),
+    "lenet": lambda: build_backbone("lenet", DIGITS),
 }
 
 

@@ -128,7 +128,7 @@ def test_weights_are_stored_once(tmp_path: Path) -> None:
     assert sizes[2] - sizes[1] <= norms / 2 + 2_000
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "wrn40-2", "single-layer-cnn"])
+@pytest.mark.parametrize("arch", ["resnet20", "wrn40-2", "single-layer-cnn", "lenet"])
 def test_other_backbones_hold_two_widths(arch: str, tmp_path: Path) -> None:
     """ResNet-20's shortcuts pad with channels: their number depends on the width, and is chosen in the graph."""
     result = export_untrained(recipe("switch", arch, (0.5, 1.0), data={"name": "cifar10"}), tmp_path / "m.onnx")

@@ -215,7 +215,7 @@ def assert_all_joined(file: Path, operators: set[str] = frozenset()) -> None:
     assert not list(Path(tempfile.gettempdir()).glob("hwmodels-*"))
 
 
-@pytest.mark.parametrize("arch", ["resnet20", "mobilenet"])
+@pytest.mark.parametrize("arch", ["resnet20", "mobilenet", "lenet"])
 def test_every_layer_of_our_networks_is_found(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     file = tmp_path / "model.onnx"

@@ -19,6 +19,8 @@ from deploytool.recipe import DataSection
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CIFAR10 = CATALOGUE["cifar10"]
+# pixels of each channel that a linear layer reads, where no global average comes before it
+FLATTENED = {("single-layer-cnn", "linear.weight"): 28 * 28, ("lenet", "fc1.0.weight"): 8 * 8}
 
 
 def convolution_and_linear_weights(arch: str) -> int:
@@ -84,8 +86,8 @@ def test_a_narrow_backbone_has_the_leading_blocks_of_the_full_one(arch: str, wid
     assert list(narrow) == list(full)
     for name, tensor in narrow.items():
         assert tensor.ndim == full[name].ndim
-        for small, large in zip(tensor.shape, full[name].shape, strict=True):
-            pixels = 28 * 28 if (arch, name) == ("single-layer-cnn", "linear.weight") and large > 10 else 1
+        for axis, (small, large) in enumerate(zip(tensor.shape, full[name].shape, strict=True)):
+            pixels = FLATTENED.get((arch, name), 1) if axis == 1 else 1
             assert small in (large, max(1, round(large // pixels * width)) * pixels)
     assert sum(t.numel() for t in narrow.values()) < sum(t.numel() for t in full.values())
 
@@ -137,11 +139,37 @@ def test_the_single_layer_cnn_has_the_papers_hidden_neurons() -> None:
     assert sum(p.numel() for p in network.parameters()) == 50 * 76 + 10 * 39_201
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 8), (3, 8, 4)])
-def test_an_image_smaller_than_the_kernel_is_refused(shape: tuple[int, int, int]) -> None:
+def test_lenets_layers_are_pytorchs_example_with_padding() -> None:
+    """On MNIST's 28x28: 20 and 50 filters of 5x5 and 500 neurons, with weights and a bias each; pools alone shrink."""
+    data = DatasetInfo("mnist", (1, 28, 28), tuple("0123456789"), (0.1307,), (0.3081,))
+    network, found = build_backbone("lenet", data).eval(), {}
+    for name, module in network.named_children():
+        module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
+    with torch.no_grad():
+        logits = network(torch.rand(2, 1, 28, 28))
+    shapes = {name: tuple(output.shape[1:]) for name, output in found.items() if name != "normalize"}
+    assert shapes == {"conv1": (20, 14, 14), "conv2": (50, 7, 7), "fc1": (500,), "linear": (10,)}
+    assert all(float(found[name].min()) == 0 for name in ("conv1", "conv2", "fc1")) and found["linear"] is logits
+    weights = 20 * (25 + 1) + 50 * (20 * 25 + 1) + 500 * (50 * 7 * 7 + 1) + 10 * (500 + 1)
+    assert sum(p.numel() for p in network.parameters()) == weights
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 7), (1, 5, 9)])
+def test_lenet_takes_images_from_4x4_up(shape: tuple[int, int, int]) -> None:
     data = DatasetInfo("x", shape, tuple("abc"), (0.5,) * shape[0], (0.2,) * shape[0])
-    with pytest.raises(RecipeError, match=rf"needs images of at least 5x5 pixels; these have {shape[1]}x{shape[2]}"):
-        build_backbone("single-layer-cnn", data)
+    with torch.no_grad():
+        assert build_backbone("lenet", data)(torch.rand(2, *shape)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("arch", "side"), [("single-layer-cnn", 5), ("lenet", 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_image_that_is_too_small_is_refused(arch: str, side: int, channels: int, flat: bool) -> None:
+    height, columns = (side - 1, 8) if flat else (8, side - 1)
+    data = DatasetInfo("x", (channels, height, columns), tuple("abc"), (0.5,) * channels, (0.2,) * channels)
+    said = rf"\(={arch}\) needs images of at least {side}x{side} pixels; these have {height}x{columns}"
+    with pytest.raises(RecipeError, match=said):
+        build_backbone(arch, data)
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
