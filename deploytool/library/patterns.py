@@ -1,0 +1,146 @@
+"""From a layer's activity to a pattern, and patterns in storage.
+
+    f = (a[index] - mean) / std                activity a, flattened; the index and modulation only where asked for
+    h = <w, f> / (||w|| ||f||)                 similarity to a stored pattern w (paper 4, eq. 1)
+
+Lengths are kept beside patterns instead of dividing by them: a stored pattern is `codes * scale`, of length 1.
+
+| storage | codes | bytes per value |
+| --- | --- | --- |
+| float32 | f times a power of two, so exact | 4 |
+| float16 | the same, rounded | 2 |
+| int8 | round(127 f / max |f|) | 1 |
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deploytool.errors import InputError
+from deploytool.library.recipe import Storage
+
+TYPES: dict[Storage, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+LARGEST_CODE = 127
+MAX_EXPONENT = 120  # 2 to more than this is no float32
+EPSILON = 1e-5  # of the modulation's variance, as of a batch norm
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a layer's activity becomes a pattern.
+
+    Attributes:
+        layer: its name, for messages.
+        index: (F,) int64, sampled places of the flattened activity; None: all.
+        mean, std: (F,) float32, batch-norm modulation; None: none.
+    """
+
+    layer: str
+    index: Tensor | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __call__(self, activity: Tensor) -> Tensor:
+        """Patterns (N, F) float32 of an activity (N, ...); gradients flow."""
+        flat = activity.float().flatten(1)
+        if self.index is not None:
+            flat = flat[:, self.index]
+        return flat if self.mean is None or self.std is None else (flat - self.mean) / self.std
+
+
+def sampled(count: int, features: int, seed: int) -> Tensor | None:
+    """`count` random places of `features`, ascending (count,) int64; None where that is all of them."""
+    if count >= features:
+        return None
+    drawn = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
+    return drawn[:count].sort().values
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Patterns ready to be compared.
+
+    Attributes:
+        values: (N, F) float32, each row times a power of two so that its largest magnitude is in [0.5, 1).
+        inverse: (N,) float32, 1 / length of each row.
+    """
+
+    values: Tensor
+    inverse: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inverse)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Scaled":
+        return Scaled(self.values[rows], self.inverse[rows])
+
+    def unit(self) -> Tensor:
+        """Rows of length 1, (N, F) float32."""
+        return self.values * self.inverse[:, None]
+
+
+def scale(pattern: Tensor, layer: str, first: int = 0) -> Scaled:
+    """Make patterns (N, F) comparable.
+
+    Args:
+        pattern: float32.
+        layer: its name, for messages.
+        first: index of the first image, for messages.
+
+    Raises:
+        InputError: a pattern has no direction (it is 0 everywhere), or holds NaN or infinity.
+    """
+    largest = torch.maximum(pattern.amax(1), -pattern.amin(1))
+    bad = (~largest.isfinite()).nonzero()  # NaN stays NaN under amax
+    if len(bad):
+        raise InputError(
+            f"layer {layer}: the activity of image {first + int(bad[0])} is NaN or infinite; the network is damaged"
+        )
+    silent = (largest == 0).nonzero()
+    if len(silent):
+        raise InputError(
+            f"layer {layer}: the activity of image {first + int(silent[0])} is 0 everywhere, a pattern without "
+            "direction; sample more of its values, set modulation batch-norm, or name another layer"
+        )
+    _, exponent = torch.frexp(largest)
+    values = pattern * torch.ldexp(torch.ones_like(largest), -exponent.clamp(min=-MAX_EXPONENT))[:, None]
+    return Scaled(values, 1 / values.norm(dim=1))
+
+
+def encode(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
+    """Codes (N, F) and scales (N,) float32 of the values of `Scaled`."""
+    if storage == "int8":
+        codes = (values * (LARGEST_CODE / values.abs().amax(1, keepdim=True))).round().to(torch.int8)
+    else:
+        codes = values.to(TYPES[storage])
+    return codes, 1 / codes.float().norm(dim=1)
+
+
+def similarity(pattern: Scaled, codes: Tensor, scales: Tensor) -> Tensor:
+    """Cosine similarities (N, M) float32 of patterns to stored ones, accumulated in float32."""
+    return (pattern.values @ codes.float().T).mul_(scales).mul_(pattern.inverse[:, None])
+
+
+def exact_similarity(values: Tensor, codes: Tensor) -> Tensor:
+    """Cosine similarities (P,) of pairs of rows, in float64: exactly 1 for equal rows, whatever their length.
+
+    Args:
+        values: (P, F), of `Scaled`.
+        codes: (P, F), of any storage.
+    """
+    a, b = values.double(), codes.double()
+    dot, one, other = torch.stack([a * b, a * a, b * b]).sum(2)
+    return dot / (one * other).sqrt()
+
+
+def rounding_error(features: int) -> float:
+    """By how much `similarity` may be off, whatever the order of its sums.
+
+    For rows of length 1, |fl(<a, b>) - <a, b>| <= n u / (1 - n u) with u = 2^-24 and n roundings: F of the product, F
+    of the two lengths (half of each length's sum, under its root), and a few that divide by them.
+
+    Reference: N. J. Higham, Accuracy and stability of numerical algorithms, 2002, section 3.1.
+    """
+    n = (2 * features + 8) * 2.0**-24
+    return n / (1 - n) if n < 0.5 else 2.0
