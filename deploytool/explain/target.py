@@ -2,7 +2,7 @@
 
 | name | target | gradients |
 | --- | --- | --- |
-| folder | a run of deploytool, at any lambda, in its full width | yes |
+| folder | a run of deploytool, at any lambda, in its full width where nothing else is said | yes |
 | FILE.onnx | an exported model, or any ONNX classifier with one image input | no, its outputs alone |
 | torchvision:NAME | a model of torchvision with its published weights and normalisation | yes |
 | (from Python) | a torch module | yes |
@@ -122,21 +122,27 @@ class Target:
             )
 
 
-def open_target(name: str | os.PathLike[str] | nn.Module) -> Target:
+def open_target(name: str | os.PathLike[str] | nn.Module, width: float = 1.0) -> Target:
     """Open a target: see the table above.
+
+    Args:
+        name: of the target, or a torch module.
+        width: of a slimmable run.
 
     Raises:
         RunError, CheckpointError: a folder is no trained run. ArtefactError: a file is no ONNX classifier.
-        InputError: torchvision has no such model, or its weights cannot be had.
+        InputError: torchvision has no such model, or its weights cannot be had; the target has no such width.
     """
     if isinstance(name, nn.Module):
         return module_target(name)
     text = str(name)
+    path = Path(text)
+    if width != 1 and not path.is_dir():
+        raise InputError(f"width (={width:g}): target {text[:80]} is no slimmable run; leave it at 1")
     if text.startswith(TORCHVISION):
         return _torchvision_target(text)
-    path = Path(text)
     if path.is_dir():
-        return _run_target(path)
+        return _run_target(path, width)
     if path.exists():
         return _file_target(path)
     raise RunError(f"target {text} does not exist; name a run folder, an ONNX file, or torchvision:NAME")
@@ -154,9 +160,10 @@ def module_target(module: nn.Module, name: str = "module", classes: tuple[str, .
     return Target(name, state_digest(frozen.state_dict()), lambda lam: frozen, True, classes=classes)
 
 
-def _run_target(path: Path) -> Target:
+def _run_target(path: Path, width: float) -> Target:
     run = load_run(path)
-    setting = deployed(recipe_setting(run.recipe))
+    run.model.skeleton(width)  # refuses a width that was not trained
+    setting = deployed(recipe_setting(run.recipe, width=width))
 
     def network(lam: float | None) -> nn.Module:
         return run.model.plain_network(replace(setting, lam=lam or 0.0))

@@ -1,10 +1,10 @@
 r"""Library networks: what the stored patterns of a layer say of an image, and whether layers agree.
 
-    W_mn = sum_k g(h_n^k) O_m^k        g(x) = exp(-(1 - x) / 0.01)        O_c = 1, O_j = -1 for j other than c     (eq. 2)
+    W_mn = sum_k g(h_n^k) O_m^k        g(x) = exp(-(1 - x) / 0.01)      O_c = 1, O_j = -1 for all others      (eq. 2)
 
-    P_m  = sum over the `active` nodes a of largest h of  W_ma h_a                                                 (eq. 3)
+    P_m  = sum over the `active` nodes a of largest h of  W_ma h_a                                            (eq. 3)
 
-    CPL  = mean over the pairs i > j of layers of  <P_i, P_j> / (||P_i|| ||P_j||)                                  (eq. 5)
+    CPL  = mean over the pairs i > j of layers of  <P_i, P_j> / (||P_i|| ||P_j||)                             (eq. 5)
 
 h_n^k is the similarity of image k's pattern to the stored pattern n, c the network's own answer to image k. Where P_i
 is 0 (no similarity is above 0, say) its cosines count as 0.

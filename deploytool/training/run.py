@@ -134,7 +134,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         epochs, history = int(metadata["epochs"]), json.loads(metadata["history"])
         if not isinstance(history, list) or len(history) != epochs or not all(isinstance(e, dict) for e in history):
             raise ValueError(f"its history does not fit its {epochs} epochs")
-        data, threads = _read_info(json.loads(metadata["data"])), int(metadata["threads"])
+        data, threads = read_info(json.loads(metadata["data"])), int(metadata["threads"])
         files = {str(name): str(digest) for name, digest in json.loads(metadata.get("files", "{}")).items()}
         labels = None
         if "labels" in metadata:
@@ -165,7 +165,8 @@ def load_checkpoint(run: Path) -> Checkpoint:
     )
 
 
-def _read_info(document: dict[str, Any]) -> DatasetInfo:
+def read_info(document: dict[str, Any]) -> DatasetInfo:
+    """The description of a data set of its plain values; KeyError, TypeError or DataError where they are none."""
     lists = {key: tuple(document[key]) for key in ("shape", "classes", "mean", "std")}
     return DatasetInfo(str(document["name"]), **lists)
 

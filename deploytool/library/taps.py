@@ -1,0 +1,203 @@
+"""Hidden layers by name: their activity, together with the network's answer.
+
+| name | torch module | ONNX file |
+| --- | --- | --- |
+| NAME | what the submodule gives | what the node gives, or the tensor of that name |
+| NAME:input | what it is given | what the node is given |
+| logits | the network's answer | the output `logits`, or else the first |
+| A+B | A's activity and then B's, flattened | the same |
+
+Activities are float tensors (N, ...); a layer that runs more than once is read where it ran last.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, shape_inference
+from torch import Tensor, nn
+
+from deploytool.errors import InputError
+from deploytool.explain.layers import feature_sizes
+from deploytool.explain.target import Target
+from deploytool.library.recipe import LOGITS
+from deploytool.runtime.artefact import read_metadata, read_onnx
+from deploytool.runtime.network import open_session, run_session
+from deploytool.runtime.threads import available_threads
+
+INPUT = ":input"
+JOINED = "+"
+
+Watched = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]  # image -> logits, activity (N, ...) by layer
+
+
+def watch(target: Target, layers: Sequence[str], image: Tensor, lam: float | None = None) -> Watched:
+    """A target's network that gives the activity of some layers beside its logits.
+
+    Args:
+        target: the network; torch modules' activities have gradients to the image where it asks for them.
+        layers: names, see the module.
+        image: (N, C, H, W), to try them on.
+        lam: lambda, 0 where None and the target takes one.
+
+    Returns:
+        image (N, C, H, W) float32 in [0, 1] -> logits (N, K), and activities (N, ...) by name.
+
+    Raises:
+        InputError: a layer is unknown (the near ones are named), or gives no activity (N, ...) of numbers.
+    """
+    network = target.network(lam)
+    if isinstance(network, nn.Module):
+        watched = watch_module(network, layers, image)
+    else:
+        watched = watch_file(target.name, layers, lam if not target.takes_lambda else lam or 0.0)
+    _, found = watched(image[:2])
+    for name, activity in found.items():
+        if len(activity) != len(image[:2]) or activity.ndim < 2:
+            shape = tuple(activity.shape)
+            raise InputError(f"layer {name} gives {shape} for {len(image[:2])} images, not (N, ...); name another")
+    return watched
+
+
+def default_layers(target: Target, image: Tensor) -> list[str]:
+    """The last layer of each size of feature map, in the order of execution, and the logits."""
+    network = target.network()
+    sizes = feature_sizes(network, image) if isinstance(network, nn.Module) else _file_sizes(read_onnx(target.name))
+    last = {size: name for name, size in sizes.items() if size != (1, 1)}
+    names = sorted(last.values(), key=list(sizes).index)
+    return [*names, LOGITS]
+
+
+def parts_of(layers: Iterable[str]) -> list[str]:
+    """The single layers that names speak of, each once."""
+    return list(dict.fromkeys(part for name in layers for part in name.split(JOINED)))
+
+
+def joined(name: str, found: dict[str, Tensor]) -> Tensor:
+    """The activity of a name, of those of its parts."""
+    parts = name.split(JOINED)
+    if len(parts) == 1:
+        return found[name]
+    return torch.cat([found[part].flatten(1) for part in parts], dim=1)
+
+
+def watch_module(network: nn.Module, layers: Sequence[str], image: Tensor) -> Watched:
+    """`watch` of a torch module in evaluation mode; it is not changed, hooks are on it during a call alone."""
+    modules = dict(network.named_modules())
+    parts = parts_of(layers)
+    in_place = any(getattr(module, "inplace", False) for module in modules.values())  # they change what others gave
+    for part in parts:
+        name = part.removesuffix(INPUT)
+        if part != LOGITS and (name not in modules or not name):
+            raise _unknown(part, [*(name for name in modules if name), LOGITS])
+
+    def watched(image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        seen: dict[str, Any] = {}
+
+        def reader(part: str) -> Callable[..., None]:
+            def read(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+                value = (given[0] if given else None) if part.endswith(INPUT) else result
+                seen[part] = value.clone() if in_place and isinstance(value, Tensor) else value
+
+            return read
+
+        hooks = [
+            modules[part.removesuffix(INPUT)].register_forward_hook(reader(part)) for part in parts if part != LOGITS
+        ]
+        try:
+            seen[LOGITS] = logits = network(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for part in parts:
+            if part not in seen:
+                raise InputError(f"layer {part} is never run by its network; name another")
+            if not isinstance(seen[part], Tensor) or not seen[part].is_floating_point():
+                raise InputError(
+                    f"layer {part} gives a {type(seen[part]).__name__}, no tensor of numbers; name another"
+                )
+        return logits, {name: joined(name, seen) for name in layers}
+
+    return watched
+
+
+def watch_file(path: str | Path, layers: Sequence[str], lam: float | None) -> Watched:
+    """`watch` of an ONNX file: its inner tensors become outputs of a session; a file of ours runs as it is stored."""
+    model = read_onnx(path)
+    own = any(prop.key.startswith("deploytool.") for prop in model.metadata_props)
+    knobs: dict[str, Any] = {}
+    answer = LOGITS if any(value.name == LOGITS for value in model.graph.output) else model.graph.output[0].name
+    if own:
+        metadata = read_metadata(Path(path), model)
+        values = {"lambda": lam, "width": metadata.widths[-1]}
+        taken = {value.name for value in model.graph.input}
+        knobs = {name: np.array(value, np.float32) for name, value in values.items() if name in taken}
+    parts = parts_of(layers)
+    tensors = {part: answer if part == LOGITS else _tensor(model.graph, part) for part in parts}
+    _expose(model, [answer, *tensors.values()])
+    session = open_session(model.SerializeToString(), available_threads(), str(path))
+    image_name = next(value.name for value in session.get_inputs() if value.name not in knobs)
+    wanted = list(dict.fromkeys([answer, *tensors.values()]))
+
+    def watched(image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        values = run_session(session, wanted, {image_name: image.cpu().numpy(), **knobs}, str(path))
+        by_name = {name: torch.from_numpy(np.array(value)) for name, value in zip(wanted, values, strict=True)}
+        found = {part: by_name[tensor] for part, tensor in tensors.items()}
+        return by_name[answer], {name: joined(name, found) for name in layers}
+
+    return watched
+
+
+def _tensor(graph: onnx.GraphProto, part: str) -> str:
+    """The tensor that a part's name stands for."""
+    stored = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if part.endswith(INPUT) and node.name == part.removesuffix(INPUT) != "":
+            return next(name for name in node.input if name not in stored)
+        if part in node.output or (node.name == part != ""):
+            return part if part in node.output else node.output[0]
+    raise _unknown(part, [*(node.name for node in graph.node if node.name), *_made(graph), LOGITS])
+
+
+def _made(graph: onnx.GraphProto) -> list[str]:
+    return [name for node in graph.node for name in node.output if name]
+
+
+def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Make tensors the outputs of a model, and nothing else."""
+    inferred = _inferred(model)
+    kept = []
+    for name in dict.fromkeys(names):
+        value = inferred.get(name)
+        kind = value.type.tensor_type.elem_type if value is not None else TensorProto.FLOAT
+        if kind != TensorProto.FLOAT:
+            raise InputError(f"layer {name} is no float32 tensor; name another")
+        kept.append(value if value is not None else onnx.helper.make_tensor_value_info(name, kind, None))
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    graph = shape_inference.infer_shapes(model).graph
+    return {value.name: value for value in (*graph.value_info, *graph.output)}
+
+
+def _file_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Height and width of every feature map of a file, in the order of its nodes."""
+    inferred = _inferred(model)
+    sizes = {}
+    for name in _made(model.graph):
+        dims = [dim.dim_value for dim in inferred[name].type.tensor_type.shape.dim] if name in inferred else []
+        if len(dims) == 4 and dims[0] == 0 and min(dims[1:]) > 0:  # N is free: no tensor that conditions make
+            sizes[name] = (dims[2], dims[3])
+    return sizes
+
+
+def _unknown(name: str, known: Sequence[str]) -> InputError:
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(known)[-6:]
+    return InputError(f"layer (={name[:80]!r}) is unknown; near are {', '.join(near)[:300]}")
