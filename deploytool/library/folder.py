@@ -8,10 +8,11 @@ LIBRARY/library.json              what `library build` printed
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -202,14 +203,7 @@ def save_library(library: Library) -> None:
     Raises:
         RunError: they cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
-    for number, layers in enumerate(library.conditions):
-        for place, layer in enumerate(layers):
-            parts = {
-                name: getattr(layer.reading if name in ("index", "mean", "std") else layer, name) for name in TENSORS
-            }
-            tensors |= {f"{number}.{place}.{name}": value for name, value in parts.items() if value is not None}
-    first = library.conditions[0]
+    tensors, layers = write_layers(library.conditions)
     metadata = {
         "format": FORMAT,
         "recipe": library.recipe.digest(),
@@ -217,12 +211,42 @@ def save_library(library: Library) -> None:
         "data": json.dumps(asdict(library.info)),
         "switch_at": json.dumps(library.switch_at),
         "lambdas": json.dumps(library.lambdas),
-        "layers": json.dumps([layer.section.model_dump() for layer in first]),
-        "thetas": json.dumps([[layer.thetas for layer in layers] for layers in library.conditions]),
-        "seconds": json.dumps([[layer.seconds for layer in layers] for layers in library.conditions]),
+        "layers": json.dumps(layers),
         "calibration": json.dumps([asdict(each) for each in library.calibration]),
     }
     write_tensors(library_path(library.path), tensors, metadata)
+
+
+def write_layers(conditions: Sequence[Sequence[Layer]]) -> tuple[dict[str, Tensor], list[list[dict[str, Any]]]]:
+    """The layers of each condition as tensors by name, and plain values for JSON; `read_layers` reads them back."""
+    tensors: dict[str, Tensor] = {}
+    for number, layers in enumerate(conditions):
+        for place, layer in enumerate(layers):
+            parts = {**vars(layer.reading), **vars(layer)}
+            tensors |= {f"{number}.{place}.{name}": parts[name] for name in TENSORS if parts[name] is not None}
+    documents = [
+        [{"section": layer.section.model_dump(), "thetas": layer.thetas, "seconds": layer.seconds} for layer in layers]
+        for layers in conditions
+    ]
+    return tensors, documents
+
+
+def read_layers(
+    documents: list[list[dict[str, Any]]], recipe: LibraryRecipe, tensors: Mapping[str, Tensor]
+) -> list[tuple[Layer, ...]]:
+    """What `write_layers` wrote; ValueError, KeyError and the like where it is damaged."""
+    conditions = []
+    for number, per_layer in enumerate(documents):
+        layers = []
+        for place, document in enumerate(per_layer):
+            section = LayerSection.model_validate(document["section"])
+            own: dict[str, Any] = {name: tensors.get(f"{number}.{place}.{name}") for name in TENSORS}
+            reading = Reading(section.name, own.pop("index"), own.pop("mean"), own.pop("std"))
+            layer = Layer(section, reading, tuple(document["thetas"]), **own, seconds=float(document["seconds"]))
+            _check_layer(layer, recipe)
+            layers.append(layer)
+        conditions.append(tuple(layers))
+    return conditions
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -265,22 +289,12 @@ def load_library(path: str | os.PathLike[str]) -> Library:
 
 def _library(folder: Path, recipe: LibraryRecipe, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Library:
     """What a file holds; ValueError and the like where it is damaged."""
-    sections = [LayerSection.model_validate(each) for each in json.loads(metadata["layers"])]
-    thetas, seconds = json.loads(metadata["thetas"]), json.loads(metadata["seconds"])
-    info = read_info(json.loads(metadata["data"]))
-    conditions = []
-    for number, per_layer in enumerate(thetas):
-        layers = []
-        for place, section in enumerate(sections):
-            own = {name: tensors.get(f"{number}.{place}.{name}") for name in TENSORS}
-            reading = Reading(section.name, own.pop("index"), own.pop("mean"), own.pop("std"))
-            layer = Layer(section, reading, tuple(per_layer[place]), **own, seconds=seconds[number][place])  # type: ignore[arg-type]
-            _check_layer(layer, recipe, len(info.classes))
-            layers.append(layer)
-        conditions.append(tuple(layers))
-    lambdas = tuple(json.loads(metadata["lambdas"]))
-    if len(conditions) not in (1, len(lambdas)) or not sections:
+    info, lambdas = read_info(json.loads(metadata["data"])), tuple(json.loads(metadata["lambdas"]))
+    conditions = read_layers(json.loads(metadata["layers"]), recipe, tensors)
+    if len(conditions) not in (1, len(lambdas)) or not conditions[0]:
         raise ValueError("lambdas and libraries do not fit")
+    if any(layer.connections.shape[1] != len(info.classes) for layers in conditions for layer in layers):
+        raise ValueError("connections and classes do not fit")
     return Library(
         folder,
         recipe,
@@ -293,11 +307,11 @@ def _library(folder: Path, recipe: LibraryRecipe, metadata: dict[str, str], tens
     )
 
 
-def _check_layer(layer: Layer, recipe: LibraryRecipe, classes: int) -> None:
+def _check_layer(layer: Layer, recipe: LibraryRecipe) -> None:
     """Raise ValueError where a layer's tensors do not fit each other."""
     count, features = layer.codes.shape
     size = {"scales": (count,), "source": (count,), "member": (count, len(layer.thetas)), "rounding": (count,)}
-    for name, shape in {**size, "connections": (count, classes)}.items():
+    for name, shape in {**size, "connections": (count, *layer.connections.shape[1:])}.items():
         if tuple(getattr(layer, name).shape) != shape:
             raise ValueError(
                 f"{name} of layer {layer.section.name} is {tuple(getattr(layer, name).shape)}, not {shape}"

@@ -55,6 +55,8 @@ class Shelf:
         InputError: a threshold is out of range.
     """
 
+    TENSORS = ("codes", "scales", "source", "member", "rounding", "popularity", "given_up")
+
     def __init__(
         self,
         layer: str,
@@ -106,6 +108,20 @@ class Shelf:
         """Patterns in the library of each threshold."""
         return [int(count) for count in self.member.sum(0)]
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that later blocks depend on, by the names of `TENSORS`."""
+        parts = {name: getattr(self, name) for name in self.TENSORS if name != "popularity"}
+        return {**parts, "popularity": self._popularity[: self.size]}
+
+    @classmethod
+    def restored(cls, layer: str, thetas: Sequence[float], storage: Storage, state: dict[str, Tensor]) -> "Shelf":
+        """The shelf of a state."""
+        shelf = cls(layer, state["codes"].shape[1], thetas, storage)
+        parts = (state[name] for name in ("codes", "scales", "source", "member", "rounding"))
+        shelf._append(*parts)
+        shelf._popularity[: shelf.size], shelf.given_up = state["popularity"], state["given_up"]
+        return shelf
+
     def offer(self, pattern: Tensor, first: int) -> None:
         """Store those of a block of patterns that are new, each compared with all before it, in this block too.
 
@@ -129,7 +145,7 @@ class Shelf:
         """Which (B, T) of `waiting` have nothing near enough on the shelf."""
         order = self._popularity[: self.size].argsort(descending=True)
         rows, part = torch.arange(len(block)), block
-        for chosen in order.split(CHUNK):
+        for chosen in torch.split(order, CHUNK):
             left = waiting[rows].any(1)
             if not left.any():
                 break
@@ -154,7 +170,7 @@ class Shelf:
         """Which rows (n,) have a pair among the unclear (n, m) ones that float64 finds near enough."""
         known = torch.zeros(len(values), dtype=torch.bool)
         at = max(1, PAIR_VALUES // values.shape[1])
-        for pairs in unclear.nonzero().split(at):
+        for pairs in torch.split(unclear.nonzero(), at):
             row, column = pairs.T
             known[row[exact_similarity(values[row], codes[column]) >= theta]] = True
         return known

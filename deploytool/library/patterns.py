@@ -143,4 +143,4 @@ def rounding_error(features: int) -> float:
     Reference: N. J. Higham, Accuracy and stability of numerical algorithms, 2002, section 3.1.
     """
     n = (2 * features + 8) * 2.0**-24
-    return n / (1 - n) if n < 0.5 else 2.0
+    return float(n / (1 - n)) if n < 0.5 else 2.0

@@ -10,6 +10,7 @@
 Activities are float tensors (N, ...); a layer that runs more than once is read where it ran last.
 """
 
+import copy
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,7 +36,9 @@ JOINED = "+"
 Watched = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]  # image -> logits, activity (N, ...) by layer
 
 
-def watch(target: Target, layers: Sequence[str], image: Tensor, lam: float | None = None) -> Watched:
+def watch(
+    target: Target, layers: Sequence[str], image: Tensor, lam: float | None = None, device: str = "cpu"
+) -> Watched:
     """A target's network that gives the activity of some layers beside its logits.
 
     Args:
@@ -43,6 +46,7 @@ def watch(target: Target, layers: Sequence[str], image: Tensor, lam: float | Non
         layers: names, see the module.
         image: (N, C, H, W), to try them on.
         lam: lambda, 0 where None and the target takes one.
+        device: torch device that a module answers on; images are taken there.
 
     Returns:
         image (N, C, H, W) float32 in [0, 1] -> logits (N, K), and activities (N, ...) by name.
@@ -52,7 +56,8 @@ def watch(target: Target, layers: Sequence[str], image: Tensor, lam: float | Non
     """
     network = target.network(lam)
     if isinstance(network, nn.Module):
-        watched = watch_module(network, layers, image)
+        network = network if device == "cpu" else copy.deepcopy(network).to(device)
+        watched = watch_module(network, layers)
     else:
         watched = watch_file(target.name, layers, lam if not target.takes_lambda else lam or 0.0)
     _, found = watched(image[:2])
@@ -85,10 +90,11 @@ def joined(name: str, found: dict[str, Tensor]) -> Tensor:
     return torch.cat([found[part].flatten(1) for part in parts], dim=1)
 
 
-def watch_module(network: nn.Module, layers: Sequence[str], image: Tensor) -> Watched:
+def watch_module(network: nn.Module, layers: Sequence[str]) -> Watched:
     """`watch` of a torch module in evaluation mode; it is not changed, hooks are on it during a call alone."""
     modules = dict(network.named_modules())
     parts = parts_of(layers)
+    place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
     in_place = any(getattr(module, "inplace", False) for module in modules.values())  # they change what others gave
     for part in parts:
         name = part.removesuffix(INPUT)
@@ -109,7 +115,7 @@ def watch_module(network: nn.Module, layers: Sequence[str], image: Tensor) -> Wa
             modules[part.removesuffix(INPUT)].register_forward_hook(reader(part)) for part in parts if part != LOGITS
         ]
         try:
-            seen[LOGITS] = logits = network(image)
+            seen[LOGITS] = logits = network(image.to(place))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -64,16 +64,17 @@ def checkpoint_path(run: Path) -> Path:
     return run / "checkpoint.safetensors"
 
 
-def create_run(run: Path, recipe: Document, resume: bool, name: str = "recipe.yaml") -> None:
+def create_run(run: Path, recipe: Document, resume: bool, name: str = "recipe.yaml", held: Path | None = None) -> None:
     """Make the folder and write the recipe to a file; with `resume`, check that the folder's recipe is this one.
 
-    A folder whose training never reached a checkpoint holds nothing to lose: its recipe is replaced.
+    A folder whose training never reached a checkpoint holds nothing to lose: its recipe is replaced. What holds more
+    than a recipe is the file `held`, a checkpoint where None.
 
     Raises:
         RunError: the folder holds a trained run already, or (with `resume`) one of another recipe, or other files.
     """
-    file = run / name
-    if checkpoint_path(run).exists() and file.exists():
+    file, held = run / name, held or checkpoint_path(run)
+    if held.exists() and file.exists():
         if not resume:
             raise RunError(f"{run} already holds a run; continue it with --resume, or name another folder with -o")
         differing = _differences(type(recipe).load(file), recipe)
@@ -85,7 +86,7 @@ def create_run(run: Path, recipe: Document, resume: bool, name: str = "recipe.ya
         raise RunError(f"{run} exists and is no run of deploytool; name another folder with -o")
     run.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run)
-    if not checkpoint_path(run).exists():
+    if not held.exists():
         write_text(file, recipe.to_yaml())
 
 
