@@ -16,6 +16,7 @@ EXTRAS = {
         "tensorboard",
         "matplotlib",
         "captum",
+        "faiss",
     ),
 }
 

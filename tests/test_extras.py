@@ -12,7 +12,7 @@ from deploytool.errors import MissingExtraError
 from deploytool.extras import EXTRAS, require_extra
 
 ROOT = Path(__file__).parents[1]
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES = {"scikit-learn": "sklearn", "faiss-cpu": "faiss"}
 
 
 def declared(extra: str) -> set[str]:

@@ -17,6 +17,7 @@ from deploytool.export.artefact import export
 from deploytool.training.run import Run
 
 TRAINING = ["torch", "torchvision", "onnxscript", "onnx_ir", "safetensors", "sklearn", "matplotlib", "tensorboard"]
+TRAINING += ["faiss"]
 RECIPE = Path(__file__).parents[1] / "recipes" / "digits-float.yaml"
 
 # Runs at the start of the process and of those it starts: the packages are as good as not installed.
