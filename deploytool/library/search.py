@@ -17,11 +17,11 @@ from deploytool.errors import InputError
 
 PRODUCTS = 1 << 22  # that torch makes at a time, unless a single row has more: 16 MiB
 
-# Measured by benchmarks/pattern_search.py (AMD EPYC, 1 and 2 threads; 64 to 16,384 features, 100 to 20,000 stored): faiss
-# takes 0.3 to 0.95 times torch's time for 1 to 3 patterns, which it multiplies without a matrix library, and 0.4 to 0.95
-# times for patterns of 2^17 and more values together; for others mostly 0.7 to 2 times, up to 3.4. How many are stored
-# does not decide. Exceptions are of a tenth of a millisecond. On a machine that is busy otherwise, two threads wait for
-# each other in either way, and no ratio means anything.
+# Measured by benchmarks/pattern_search.py (AMD EPYC, 1 and 2 threads; 64 to 16,384 features, 100 to 20,000 stored):
+# faiss takes 0.3 to 0.95 times torch's time for 1 to 3 patterns, which it multiplies without a matrix library, and 0.4
+# to 0.95 times for patterns of 2^17 and more values together; for others mostly 0.7 to 2 times, up to 3.4. How many are
+# stored does not decide. Exceptions are of a tenth of a millisecond. On a machine that is busy otherwise, two threads
+# wait for each other in either way, and no ratio means anything.
 FEW = 4
 MANY_VALUES = 1 << 17
 
