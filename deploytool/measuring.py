@@ -1,7 +1,7 @@
 """The bridge to `hwmodels` for what is measured: `cost --measure` and `calibrate`.
 
-hwmodels measures plain files; conditional, slimmable and sparse ones are specialised here first. Explainers are cut out
-of their files, since what is priced is the classifier.
+hwmodels measures plain files; conditional, slimmable and sparse ones are specialised here first. Explainers and
+libraries are cut out of their files, since what is priced is the classifier.
 """
 
 import os
@@ -21,6 +21,7 @@ from deploytool.errors import CostError
 from deploytool.runtime.artefact import artefact_of, read_onnx
 from deploytool.runtime.bench import bench
 from deploytool.runtime.graph import assemble, select_outputs
+from deploytool.runtime.library import CPL, LIBRARY
 from deploytool.runtime.partial import specialized_model
 from deploytool.runtime.saliency import EXPLAINER, SALIENCY
 from deploytool.runtime.threads import check_threads
@@ -80,16 +81,17 @@ def plain_network(
         artefact = artefact_of(path, model)
         metadata = artefact.metadata
         used = (0.0 if lam is None else lam) if metadata.conditional else lam
-        outputs = [value.name for value in artefact.graph.outputs if value.name != SALIENCY]
+        outputs = [value.name for value in artefact.graph.outputs if value.name not in (SALIENCY, CPL)]
         if not metadata.fixed or metadata.stored_sparse:
             model = specialized_model(artefact, used, width=width, outputs=outputs)
             metadata = artefact_of(path, model).metadata
         elif lam is not None or width is not None:
             raise CostError(f"{path} is a plain model; leave out --lambda and --width")
-        elif metadata.explainer is not None:
-            properties = {key: value for key, value in artefact.properties.items() if key != EXPLAINER}
+        elif len(outputs) < len(artefact.graph.outputs):
+            dropped = EXPLAINER, LIBRARY
+            properties = {key: value for key, value in artefact.properties.items() if key not in dropped}
             model = assemble(select_outputs(artefact.graph, outputs), properties)
-        if artefact.metadata.explainer is not None:
+        if len(outputs) < len(artefact.graph.outputs):
             runnable = copy
         settings = {"lambda": metadata.lam, "width": metadata.widths[-1], "precision": metadata.precision}
     elif lam is not None or width is not None:

@@ -4,7 +4,8 @@
     sizes      nodes that only the size of an image reaches, through Shape: computed once, no work on pixels
     knobs      all others, on weights and knobs as `lambda`: weight transforms
 
-What only the output `saliency` of a deploytool file needs, an explainer, is left out: its classifier can do without.
+What only the outputs `saliency` and `cpl` of a deploytool file need, an explainer and libraries, is left out: its
+classifier can do without.
 
 Shapes come from ONNX shape inference with sizes worked out by `hwmodels.constants`; large tensors take no part in it.
 Files are untrusted: nothing beside the file is opened, nothing large is computed.
@@ -36,7 +37,7 @@ MAX_NODES = 200_000
 SMALL_TENSOR = 64  # values of tensors up to this size may be sizes, and are computed
 SMALL_INTEGERS = 4096  # the same for integers: tables of sizes, such as those of all widths of a network
 MEASURES = ("Shape", "Size")  # operators that read a tensor's size alone
-EXPLAINER, SALIENCY = "deploytool.explainer", "saliency"  # of a file with an explainer: its metadata, its output
+BESIDE = {"saliency": "deploytool.explainer", "cpl": "deploytool.library"}  # outputs, and metadata that come with them
 MAX_ROUNDS = 64  # of shape inference and constants by turns
 
 
@@ -55,7 +56,7 @@ class Graph:
         images: shapes of the image inputs, by name.
         batch: images in a run.
         width: the chosen width of a slimmable file.
-        inputs, outputs: their names; `saliency` is not among the outputs.
+        inputs, outputs: their names; what is left out is not among the outputs.
         properties: the file's metadata.
         left_out: outputs that are not priced.
     """
@@ -111,9 +112,10 @@ def read_graph(
     inputs = [value for value in graph.input if value.name not in stored and value.name not in sparse]
     properties = {each.key: each.value for each in model.metadata_props}
     outputs = [value.name for value in graph.output]
-    left_out = [name for name in outputs if name == SALIENCY and EXPLAINER in properties and len(outputs) > 1]
+    left_out = [name for name in outputs if BESIDE.get(name, "") in properties]
+    left_out = left_out if len(left_out) < len(outputs) else []
     if left_out:
-        outputs = [name for name in outputs if name != SALIENCY]
+        outputs = [name for name in outputs if name not in left_out]
         nodes = _needed(nodes, outputs)
     images, batch = fix_images(path, inputs, shape)
     chosen = fix_width(path, inputs, properties, width)

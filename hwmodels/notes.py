@@ -170,9 +170,11 @@ def _bits_notes(workload: Workload, bits: int) -> list[str]:
 
 def _incomplete(workload: Workload) -> list[str]:
     found = [f"incomplete: not counted are {_counts(workload.not_counted)}"] if workload.not_counted else []
-    if workload.left_out:
-        names = ", ".join(workload.left_out)
-        found.append(f"what the output {names} alone needs, an explainer, is not counted")
+    parts = {"saliency": "an explainer", "cpl": "libraries"}
+    found += [
+        f"what the output {name} alone needs, {parts.get(name, 'another network')}, is not counted"
+        for name in workload.left_out
+    ]
     return found
 
 

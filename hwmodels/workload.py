@@ -71,7 +71,7 @@ class Workload:
         flow: the tensors on the image path, for `hwmodels.activations`.
         images: shapes of the image inputs, as priced.
         width: the chosen width of a slimmable file, None for others.
-        left_out: outputs whose own work is not counted: an explainer's maps.
+        left_out: outputs whose own work is not counted: an explainer's maps, libraries' CPL.
     """
 
     file: str

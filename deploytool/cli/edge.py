@@ -43,6 +43,12 @@ from deploytool.cli.base import (
     metavar="FOLDER",
     help="A surrogate trained on RUN (explain train): its maps become the output `saliency`, in float32.",
 )
+@click.option(
+    "--library",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Libraries of RUN (library build): whether its layers agree becomes the output `cpl`, in float32.",
+)
 @set_option
 @json_option
 def export(
@@ -57,6 +63,7 @@ def export(
     quantize: Any,
     calibration_images: int | None,
     explainer: Path | None,
+    library: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -71,10 +78,13 @@ def export(
         raise click.UsageError("--calibration-images goes with --quantize")
     if untrained and explainer is not None:
         raise click.UsageError("--explainer explains a trained run; leave out --untrained")
+    if untrained and library is not None:
+        raise click.UsageError("--library is of a trained run; leave out --untrained")
     require_extra("train")
     from deploytool.explain.explainer import load_explainer
     from deploytool.export import artefact
     from deploytool.export.quantize import lost_accuracy, moved_coverage
+    from deploytool.library.folder import load_library
     from deploytool.recipe import load_recipe
     from deploytool.report.tables import export_table
     from deploytool.training.run import load_run
@@ -93,7 +103,8 @@ def export(
         result = artefact.export_untrained(load_recipe(run, overrides), output, **options)
     else:
         surrogate = None if explainer is None else load_explainer(explainer)
-        result = artefact.export(load_run(run), output, explainer=surrogate, **options)
+        libraries = None if library is None else load_library(library)
+        result = artefact.export(load_run(run), output, explainer=surrogate, library=libraries, **options)
     rows = result.get("quantization", {}).get("rows", [])
     for warning in (lost_accuracy(rows), moved_coverage(rows)):
         if warning:
@@ -209,7 +220,7 @@ def predict(
     saliency: Path | None,
     as_json: bool,
 ) -> None:
-    """Classify PNG or JPEG IMAGES with FILE; one with reasoning labels gives its reasons, and a verdict on them."""
+    """Classify PNG or JPEG IMAGES with FILE; reasoning labels and libraries give verdicts beside."""
     from deploytool.report.tables import prediction_table
     from deploytool.runtime.predict import predict as predict_images
 

@@ -24,6 +24,7 @@ from deploytool.export.backbone import backbone_to_onnx
 from deploytool.export.compress import compress_weights
 from deploytool.export.condition import add_condition, clean_setting
 from deploytool.export.heads import split_heads
+from deploytool.export.library import Libraries, add_cpl, libraries_of, library_note, watched_graph
 from deploytool.export.parity import Parity, check_parity, max_difference
 from deploytool.export.quantize import Quantizer, quantizer_of_run, quantizer_of_untrained
 from deploytool.export.saliency import (
@@ -37,11 +38,13 @@ from deploytool.export.saliency import (
 )
 from deploytool.export.shrink import Shrunk, shrink, weight_count
 from deploytool.labels.label_map import LabelMap
+from deploytool.library.folder import Library
 from deploytool.models.conditional import ConditionalModel, weight_names
 from deploytool.models.factory import build_model, recipe_labels, recipe_setting
 from deploytool.models.masks import channel_density_of, density_of
 from deploytool.models.setting import Conditioning, Setting, check_threshold_value
 from deploytool.recipe import DataSection, FloatMethod, Recipe
+from deploytool.runtime.library import CPL
 from deploytool.runtime.reasoning import Reasoning
 from deploytool.runtime.saliency import SALIENCY
 from deploytool.training.run import Run
@@ -60,6 +63,7 @@ def export(
     quantize: Literal["int8"] | None = None,
     calibration_images: int | None = None,
     explainer: Explainer | None = None,
+    library: Library | None = None,
 ) -> dict[str, Any]:
     """Export a trained run to one ONNX file and check it against the model.
 
@@ -75,30 +79,34 @@ def export(
         quantize: make the file fit for INT8; see `deploytool.export.quantize`. Parity is checked before that.
         calibration_images: how many training images to measure activations on; 256 where None.
         explainer: one that was trained on this run; its maps are the file's output `saliency`. It stays float32.
+        library: libraries of this run; whether its layers agree is the file's output `cpl`, computed in float32. No
+            channel of such a file is cut: stored patterns contain them all.
 
     Returns:
         `file`, `size_mb` (10^6 bytes), `parity: {max_abs_error, cases}`; for a model with masks also what
         `compression` returns; with `compress` also `storage`, what `compress_weights` returns;
-        with `quantize` also `quantization`, what `Quantizer` returns; with `explainer`, `parity` has the errors of each
-        output too, as `outputs`.
+        with `quantize` also `quantization`, what `Quantizer` returns; with `explainer` or `library`, `parity` has the
+        errors of each output too, as `outputs`.
 
     Warns:
         FullWidthWarning: the file has maps, and a width below 1, of which they say nothing.
 
     Raises:
-        ParityError: a logit, a probability of a reasoning label or a value of a map is off by more than 1e-3; nothing
-            is left behind.
-        InputError: conditioning or threshold do not fit the method, or `round_channels` is another number.
-        RunError: the explainer is not this run's.
+        ParityError: a logit, a probability of a reasoning label, a value of a map or CPL is off by more than 1e-3;
+            nothing is left behind.
+        InputError: conditioning or threshold do not fit the method, or `round_channels` is another number; the file has
+            several widths, or another one than the libraries, or a library is smaller than its active nodes are many.
+        RunError: the explainer or the libraries are not this run's.
         DataError: there are no images to calibrate on.
     """
     recipe, info = run.recipe, run.checkpoint.data
     surrogate = None if explainer is None else surrogate_of(run, explainer)
     images = parity_images(recipe.data, info)
     setting, narrow = _widths(run.model, export_setting(recipe, conditioning, lambda_threshold), width)
+    libraries = None if library is None else libraries_of(run, library, setting, narrow)
     quantizer = quantizer_of_run(run, setting, narrow, calibration_images) if quantize else None
     path = file or run.path / "model.onnx"
-    options = (True, round_channels, narrow, compress, quantizer, run.labels, surrogate)
+    options = (True, round_channels, narrow, compress, quantizer, run.labels, surrogate, libraries)
     result = write_artefact(run.model, recipe, info, images, path, setting, *options)
     if surrogate is not None and (told := told_widths((*narrow, setting.width))):
         warnings.warn(told, FullWidthWarning, stacklevel=2)
@@ -185,17 +193,20 @@ def write_artefact(
     quantizer: Quantizer | None = None,
     labels: LabelMap | None = None,
     surrogate: Companion | None = None,
+    libraries: Libraries | None = None,
 ) -> dict[str, Any]:
     """Build, check and write; see `export`.
 
     `images` (7, C, H, W) are what parity is measured on; `labels` are those of a model with reasoning labels, and
-    `surrogate` draws the maps of a file that has them.
+    `surrogate` draws the maps of a file that has them; `libraries` give its CPL.
     """
-    graph = build_graph(model, info, setting, round_channels, narrow)
+    graph = build_graph(model, info, setting, round_channels, narrow, libraries)
     properties = metadata(model, recipe, info, setting, trained, narrow, labels)
     if surrogate is not None:
         add_saliency(graph, surrogate_graph(surrogate.explainer, surrogate.at(setting), [SALIENCY]))
         properties |= explainer_note(surrogate.explainer).to_properties()
+    if libraries is not None:
+        properties |= library_note(libraries, setting).to_properties()
     onnx.helper.set_model_props(graph, properties)
     numbers: dict[str, Any] = compression(model, graph, setting)
     if compress and quantizer is None:  # parity is that of the file as it stands
@@ -203,7 +214,7 @@ def write_artefact(
     path = Path(file)
     with atomic_path(path) as aside:
         aside.write_bytes(graph.SerializeToString())
-        parity = check_parity(aside, model, setting, images, narrow, surrogate)
+        parity = check_parity(aside, model, setting, images, narrow, surrogate, libraries)
         accept_parity(path, parity)
         if quantizer is not None:  # rounding is no fault of the graph: accuracy is measured instead
             numbers["quantization"] = quantizer(graph)
@@ -229,15 +240,19 @@ def build_graph(
     setting: Setting,
     round_channels: int = 1,
     narrow: Sequence[float] = (),
+    libraries: Libraries | None = None,
 ) -> onnx.ModelProto:
     """Build the ONNX graph of a model without metadata: conditional for FLOAT and OAT, plain otherwise.
 
     It holds the setting's width, and those of `narrow` beside it. In a graph of one width, channels that no mask lets
-    anything read are left out; see `deploytool.export.shrink`.
+    anything read are left out; see `deploytool.export.shrink`. Not so where it has libraries, whose patterns contain
+    all channels of their layers.
     """
     clean = clean_setting(setting)
     if narrow and round_channels != 1:
         raise InputError("channels are cut and rounded in files of one width alone; name it with --width")
+    if libraries is not None:
+        return _graph_with_cpl(model, info, setting, round_channels, libraries)
     if narrow:
         networks = {w: model.plain_network(replace(clean, width=w), reasoning=True) for w in (*narrow, setting.width)}
         shrunk = Shrunk(networks[setting.width])
@@ -248,6 +263,23 @@ def build_graph(
     graph = others.pop(setting.width)
     if others or model.is_conditional:
         add_condition(graph, model, setting, shrunk, others)
+    return graph
+
+
+def _graph_with_cpl(
+    model: ConditionalModel, info: DatasetInfo, setting: Setting, round_channels: int, libraries: Libraries
+) -> onnx.ModelProto:
+    """`build_graph` of one width, with the output `cpl`."""
+    if round_channels != 1:
+        raise InputError(
+            f"--round-channels (={round_channels}) has no effect with libraries, whose patterns contain all channels; "
+            "leave it out"
+        )
+    network = model.plain_network(clean_setting(setting), reasoning=True)
+    graph = split_heads(watched_graph(network, info.shape, libraries), model.reasons)
+    if model.is_conditional:
+        add_condition(graph, model, setting, Shrunk(network))
+    add_cpl(graph, libraries)
     return graph
 
 
@@ -348,5 +380,5 @@ def accept_parity(path: Path, parity: Parity) -> None:
 
 def parity_dict(parity: Parity) -> dict[str, Any]:
     """The parity as `export --json` prints it."""
-    errors = {"outputs": parity.outputs} if SALIENCY in parity.outputs else {}
+    errors = {"outputs": parity.outputs} if {SALIENCY, CPL} & set(parity.outputs) else {}
     return {"max_abs_error": parity.max_abs_error, "cases": parity.cases, **errors}

@@ -14,9 +14,11 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from deploytool.export.heads import LOGITS, REASONING
+from deploytool.export.library import Libraries, chosen_nodes, expected_cpl
 from deploytool.export.saliency import Companion
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
+from deploytool.runtime.library import CPL
 from deploytool.runtime.saliency import SALIENCY
 
 Array = np.ndarray[Any, Any]
@@ -49,10 +51,12 @@ def check_parity(
     images: Tensor,
     narrow: Sequence[float] = (),
     surrogate: Companion | None = None,
+    libraries: Libraries | None = None,
 ) -> Parity:
     """Compare a file, run by stock onnxruntime, with the model over lambdas, thresholds, widths and batch sizes.
 
-    Values are logits, the probabilities of a model with reasoning labels, and those of maps.
+    Values are logits, the probabilities of a model with reasoning labels, those of maps, and CPL, with the similarities
+    that it comes from; see `deploytool.export.library.expected_cpl`.
 
     Args:
         path: the exported file.
@@ -60,6 +64,7 @@ def check_parity(
         setting: width, conditioning and noise mode of the file.
         narrow: further widths in the file.
         surrogate: what draws the file's maps, beside the model. A model that is a surrogate itself draws its own.
+        libraries: of a file with CPL.
         images: (7, C, H, W) float32 in [0, 1]; used as a batch of 7 and a batch of 1.
 
     Returns:
@@ -67,6 +72,7 @@ def check_parity(
     """
     proto = onnx.load(str(path))
     thresholds = THRESHOLDS if any(t.name == "lambda_threshold" for t in proto.graph.initializer) else (0.0,)
+    chosen = [] if libraries is None else chosen_nodes(proto, len(libraries.layers[0]))
     worst, where, cases = -1.0, "", 0
     outputs: dict[str, float] = {}
     for threshold in thresholds:
@@ -83,8 +89,14 @@ def check_parity(
                 if narrow:
                     feed["width"] = np.array(width, np.float32)
                 cases += 1
-                for name, answer in zip(expected, session.run(list(expected), feed), strict=True):
-                    error = _difference(answer, expected[name])
+                asked = [*expected, *([] if libraries is None else [CPL])]
+                answers = dict(zip([*asked, *chosen], session.run([*asked, *chosen], feed), strict=True))
+                errors = {name: _difference(answers[name], expected[name]) for name in expected}
+                if libraries is not None:
+                    nodes = [answers[name] for name in chosen]
+                    cpl, error = expected_cpl(model, at, images[:batch], libraries, nodes)
+                    errors[CPL] = float(np.maximum(error, _difference(answers[CPL], cpl.numpy())))
+                for name, error in errors.items():
                     outputs[name] = float(np.maximum(outputs.get(name, error), error))  # NaN stays
                     if error > worst or np.isnan(error):
                         case = f"lambda {lam:g}, threshold {threshold:g}, width {width:g}, batch {batch}"

@@ -5,6 +5,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from deploytool.runtime.library import Doubt
+
 Row = dict[str, Any]
 
 
@@ -116,15 +118,16 @@ def explainer_table(document: Row) -> str:
 
 
 def prediction_table(predictions: Sequence[Row]) -> str:
-    """Render predictions: a line per image with its best classes, then verdicts and files of maps, if any."""
+    """Render predictions: a line per image with its best classes, then verdicts, doubts and files of maps, if any."""
     table = [
         [p["image"], p["class"], f"{p['probability']:.3f}", ", ".join(_candidate(c) for c in p["top"][1:])]
         for p in predictions
     ]
     text = tabulate(table, ["image", "class", "probability", "next"], disable_numparse=True)
     verdicts = [f"{p['image']}: {p['verdict']}" for p in predictions if "verdict" in p]
+    doubts = [f"{p['image']}: {Doubt(p['cpl'], p['cpl_threshold']).words}" for p in predictions if "cpl_threshold" in p]
     maps = [f"{p['image']}: saliency map in {p['saliency']}" for p in predictions if "saliency" in p]
-    return "\n\n".join([text, *("\n".join(lines) for lines in (verdicts, maps) if lines)])
+    return "\n\n".join([text, *("\n".join(lines) for lines in (verdicts, doubts, maps) if lines)])
 
 
 def _candidate(candidate: Row) -> str:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from deploytool.errors import ArtefactError
 from deploytool.runtime.graph import Graph, take_apart
+from deploytool.runtime.library import CPL, LibraryNote, is_cpl, read_library
 from deploytool.runtime.ranges import Ranges, read_ranges
 from deploytool.runtime.reasoning import Reasoning, read_reasoning
 from deploytool.runtime.saliency import SALIENCY, ExplainerNote, is_map, read_explainer
@@ -45,6 +46,7 @@ class Metadata:
         precision: of a plain network: `int8`, `float32`, or None where the file does not say.
         reasoning: what the output `reasoning` means; None where the file has none.
         explainer: where the output `saliency` comes from; None where the file has none.
+        library: where the output `cpl` comes from, and which images are doubtful; None where the file has none.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Metadata:
     precision: str | None = None
     reasoning: Reasoning | None = None
     explainer: ExplainerNote | None = None
+    library: LibraryNote | None = None
 
     @property
     def fixed(self) -> bool:
@@ -194,6 +197,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         ranges = read_ranges(properties["quantization"]) if "quantization" in properties else None
         reasoning = read_reasoning(dict(pairs), classes)
         explainer = read_explainer(dict(pairs))
+        library = read_library(dict(pairs))
         if properties.get("precision") not in (None, "int8", "float32"):
             raise ValueError(f"precision {properties['precision'][:40]}")
         if properties.get("conditioning") not in (None, "switch", "interpolate"):
@@ -213,6 +217,11 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
     drawn = SALIENCY in outputs
     if drawn != (explainer is not None) or (drawn and not is_map(outputs[SALIENCY], shape)):
         raise ArtefactError(f"{path}: metadata does not fit the graph (saliency maps); export it again")
+    agreed = CPL in outputs
+    if agreed != (library is not None) or (agreed and not is_cpl(outputs[CPL])):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (libraries); export it again")
+    if library is not None and bool(library.lambdas) != ("lambda" in inputs or lam is not None):
+        raise ArtefactError(f"{path}: metadata does not fit the graph (lambdas of libraries); export it again")
     thresholds = (0.0, 0.5) if any(t.name == "lambda_threshold" for t in model.graph.initializer) else (None,)
     if ranges is not None and not ranges.cover(thresholds, widths):
         raise ArtefactError(f"{path}: metadata does not fit the graph (activation ranges); export it again")
@@ -234,6 +243,7 @@ def read_metadata(path: Path, model: onnx.ModelProto) -> Metadata:
         precision=properties.get("precision"),
         reasoning=reasoning,
         explainer=explainer,
+        library=library,
     )
 
 

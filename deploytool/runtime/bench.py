@@ -43,7 +43,8 @@ def bench(
 
     Conditional files of deploytool run specialised, as `Session` runs them, or (with `generic`) as stored. Any other
     ONNX file with one float32 image input of fixed C, H and W runs as it is. All outputs of a file are computed:
-    reasoning labels are part of the time, as with `predict`, and so is a saliency map, as with `predict --saliency`.
+    reasoning labels and CPL are part of the time, as with `predict`, and so is a saliency map, as with `predict
+    --saliency`.
 
     Args:
         file: the file to measure.

@@ -22,6 +22,7 @@ from deploytool.errors import ArtefactError, InputError
 from deploytool.models.setting import as_single, check_lambda, check_threshold_value, check_width
 from deploytool.runtime.artefact import Artefact
 from deploytool.runtime.graph import Graph, assemble, select_outputs
+from deploytool.runtime.library import CPL, LIBRARY
 from deploytool.runtime.operators import MAX_HELD_BYTES, OPERATORS, evaluate_node
 from deploytool.runtime.quantized import int8_weights, quantized_graph, with_pooled_means
 from deploytool.runtime.ranges import PRECISION, QUANTIZATION, Precision
@@ -65,7 +66,8 @@ def specialized_model(
     graph = specialized_graph(artefact, lam, lambda_threshold, width, outputs, precision)
     reasons = () if "reasoning" in outputs else (LABELS, VECTORS, THRESHOLD)
     maps = () if SALIENCY in outputs else (EXPLAINER,)
-    dropped = "deploytool.storage", QUANTIZATION, *reasons, *maps
+    libraries = () if CPL in outputs else (LIBRARY,)
+    dropped = "deploytool.storage", QUANTIZATION, *reasons, *maps, *libraries
     properties = {key: value for key, value in artefact.properties.items() if key not in dropped}
     properties[PRECISION] = precision
     if len(artefact.metadata.widths) > 1:

@@ -10,6 +10,7 @@ from deploytool.atomic import writable_folder
 from deploytool.errors import InputError
 from deploytool.runtime.artefact import read_artefact
 from deploytool.runtime.images import load_image
+from deploytool.runtime.library import CPL
 from deploytool.runtime.overlay import overlay_paths, overlay_png, write_overlay
 from deploytool.runtime.saliency import SALIENCY
 from deploytool.runtime.session import Session
@@ -46,8 +47,8 @@ def predict(
 
     Returns:
         Per image, in order: `image`, `class`, `probability` in [0, 1], `top: [{class, probability}]`, `lambda`. Where
-        the file has reasoning labels also what `deploytool.runtime.reasoning.Verdict.to_dict` returns; with `saliency`
-        also the path of the overlay, as `saliency`.
+        the file has reasoning labels also what `deploytool.runtime.reasoning.Verdict.to_dict` returns, and where it has
+        libraries `cpl`, `cpl_threshold` and `doubtful`; with `saliency` also the path of the overlay, as `saliency`.
 
     Raises:
         InputError: a picture, lambda or `top` is not acceptable, or t_rsn is not, or the file has no reasoning labels
@@ -62,11 +63,12 @@ def predict(
             f"{model} has no output `saliency`; export it with --explainer, or leave --saliency (={saliency}) out"
         )
     judging = () if artefact.metadata.reasoning is None else ("reasoning",)
+    agreeing = () if artefact.metadata.library is None else (CPL,)
     session = Session(
         artefact,
         threads=threads,
         lambda_threshold=lambda_threshold,
-        outputs=("logits", *judging, *(() if saliency is None else (SALIENCY,))),
+        outputs=("logits", *judging, *agreeing, *(() if saliency is None else (SALIENCY,))),
         precision=precision,
         background=False,
     )
@@ -86,6 +88,9 @@ def predict(
         if reasoning is not None:
             judged = reasoning.judge(answers["logits"], answers["reasoning"], reasoning_threshold)
             verdicts = [verdict.to_dict() for verdict in judged]
+        if agreeing:
+            doubts = session.doubts(answers[CPL], [lam] * len(paths))
+            verdicts = [{**verdict, **doubt.to_dict()} for verdict, doubt in zip(verdicts, doubts, strict=True)]
         for path, probabilities, verdict in zip(paths, softmax(answers["logits"]), verdicts, strict=True):
             best = np.argsort(-probabilities, kind="stable")[:top]
             ranked = [{"class": session.metadata.classes[i], "probability": float(probabilities[i])} for i in best]

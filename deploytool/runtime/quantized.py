@@ -13,6 +13,7 @@ fuses what stands between them to QLinearConv, QLinearAdd, QLinearGlobalAverageP
 - All else computes in float32 between a DQ and a Q: normalisation of the image, batch norms that do not fold.
 - The mean over height and width becomes a GlobalAveragePool, which has an INT8 form.
 - What the output `saliency` alone needs stays as it is: an explainer computes in float32 beside an INT8 classifier.
+  So do the libraries that `cpl` alone needs; the activity that they read is the INT8 classifier's, as after its DQ.
 """
 
 from collections import Counter
@@ -32,7 +33,7 @@ from deploytool.runtime.rounding import activation_scale, layer_scales, rounded_
 Array = np.ndarray[Any, Any]
 
 CARRIERS = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-FLOAT_OUTPUTS = frozenset({"saliency"})
+FLOAT_OUTPUTS = frozenset({"saliency", "cpl"})
 KEEP_RANK = frozenset({"Add", "BatchNormalization", "Clip", "Relu", "MaxPool", "AveragePool"})
 
 
@@ -44,7 +45,7 @@ class Plan:
         nodes: the graph's, in topological order, without activations that a Q takes the place of.
         sources: quantised tensor -> the tensor whose range it has: itself, or what a MaxPool and the like carried on.
         bounds: of the activation that a Q takes the place of, by tensor.
-        beside: nodes that follow those, and stay as they are.
+        beside: nodes that follow those, and stay as they are; an activation that they read is its DQ where it has one.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -116,8 +117,9 @@ def make_plan(graph: Graph) -> Plan:
     """Decide what of a graph is computed in INT8."""
     graph, beside = _without_float_outputs(graph)
     outputs = {value.name for value in graph.outputs}
+    read = {name for node in beside for name in node.input}
     outputs |= {node.input[0] for node in graph.nodes if node.op_type == "Sigmoid" and node.output[0] in outputs}
-    nodes, bounds = _without_activations(graph, outputs)
+    nodes, bounds = _without_activations(graph, outputs, read)
     own = {name for node in nodes if is_int8(node, graph) for name in _data(node, graph)}
     own |= {name for node in nodes if is_int8(node, graph) for name in node.output if name not in outputs}
     sources = {value.name: value.name for value in graph.inputs if value.name in own}
@@ -176,7 +178,14 @@ class _Writer:
             self.nodes.append(written)
             for name in node.output:
                 self.pair(name)
-        self.nodes += self.plan.beside
+        images = {value.name for value in self.graph.inputs}
+        for node in self.plan.beside:
+            written = onnx.NodeProto()
+            written.CopyFrom(node)
+            written.input[:] = [
+                f"{name}.dq" if name in self.numbers and name not in images else name for name in node.input
+            ]
+            self.nodes.append(written)
         read = {name for node in self.plan.beside for name in node.input}
         self.constants.update((name, value) for name, value in self.graph.constants.items() if name in read)
         return replace(self.graph, nodes=tuple(self.nodes), constants=self.constants)
@@ -227,8 +236,13 @@ def _without_float_outputs(graph: Graph) -> tuple[Graph, tuple[onnx.NodeProto, .
     return kept, tuple(node for node in graph.nodes if id(node) not in ids)
 
 
-def _without_activations(graph: Graph, outputs: set[str]) -> tuple[tuple[onnx.NodeProto, ...], dict[str, Range]]:
-    """The nodes without each Relu or Clip that alone reads a Conv, Gemm or Add; its bounds by the result's name."""
+def _without_activations(
+    graph: Graph, outputs: set[str], beside: set[str]
+) -> tuple[tuple[onnx.NodeProto, ...], dict[str, Range]]:
+    """The nodes without each Relu or Clip that alone reads a Conv, Gemm or Add; its bounds by the result's name.
+
+    One whose operand is read by nodes `beside` stays.
+    """
     readers = Counter(name for node in graph.nodes for name in node.input)
     producer = {name: node for node in graph.nodes for name in node.output}
     renamed: dict[str, str] = {}
@@ -239,7 +253,7 @@ def _without_activations(graph: Graph, outputs: set[str]) -> tuple[tuple[onnx.No
         if limits is None or before is None or before.op_type not in ("Conv", "Gemm", "Add"):
             continue
         tensor, result = node.input[0], node.output[0]
-        if is_int8(before, graph) and readers[tensor] == 1 and not outputs & {tensor, result}:
+        if is_int8(before, graph) and readers[tensor] == 1 and not outputs & {tensor, result} and tensor not in beside:
             renamed[tensor], bounds[result] = result, limits
     nodes = []
     for node in graph.nodes:

@@ -21,6 +21,7 @@ from deploytool.runtime.cache import NetworkCache
 from deploytool.runtime.calibration import Inference, calibrated_threads
 from deploytool.runtime.graph import Graph, select_outputs
 from deploytool.runtime.layout import Layout, learn_layout
+from deploytool.runtime.library import CPL, SLACK, Doubt, LibraryNote
 from deploytool.runtime.network import FedNetwork, Network, OwnSession, fed_network, share
 from deploytool.runtime.partial import (
     check_file_lambda,
@@ -83,6 +84,10 @@ class Session:
 
         session = Session("model.onnx", outputs=("logits", "saliency"))      of a file with an explainer
         maps = session.run(image, lam=0.3)["saliency"]                       (N, 1, H, W), values in [0, 1]
+
+        session = Session("model.onnx", outputs=("logits", "cpl"))           of a file with libraries
+        [doubt] = session.doubt(image, lam=0.3)
+        doubt.words                                     "doubtful: layers agree at 0.412, below 0.703"
 
     A lambda or width not seen before is answered by the graph as it stands in the file, about half as fast, while the
     graph is specialised to it in the background; from then on the specialised network answers, as fast as a plain
@@ -212,6 +217,30 @@ class Session:
         answers = self.run(image, lam, width)
         return reasoning.judge(answers["logits"], answers["reasoning"], threshold)
 
+    def doubt(self, image: Array, lam: float | Array | None = None, width: float | Array | None = None) -> list[Doubt]:
+        """Say of images whether their answers are to be doubted; needs the output `cpl`.
+
+        Args:
+            image, lam, width: as in `__call__`.
+
+        Returns:
+            For each image its CPL and the threshold at its lambda; see `deploytool.runtime.library`.
+
+        Raises:
+            InputError: as `__call__`, or the file has no libraries, or the session has no CPL.
+        """
+        self.check_library()
+        self._check_computed(CPL)
+        cpl = self.run(image, lam, width)[CPL]
+        return self.doubts(cpl, self._each(lam, "lambda", len(cpl)))
+
+    def doubts(self, cpl: Array, lambdas: Sequence[float | None]) -> list[Doubt]:
+        """As `doubt`, of CPL (N,) that `run` gave at these lambdas."""
+        library, metadata = self.check_library(), self.metadata
+        threshold = metadata.lambda_threshold if self._threshold is None else self._threshold
+        at = [metadata.lam if lam is None else lam for lam in lambdas]
+        return [Doubt(float(each), library.threshold(lam, threshold)) for each, lam in zip(cpl, at, strict=True)]
+
     def generic(self, image: Array, lam: float | None, width: float | None = None) -> Array:
         """The logits of the graph as it stands in the file: slower, and nothing to prepare for a new setting."""
         self._check_computed("logits")
@@ -288,6 +317,12 @@ class Session:
             check_reasoning_threshold(threshold)
         return self.metadata.reasoning
 
+    def check_library(self) -> LibraryNote:
+        """Return what the file says of its libraries; raise InputError where it has none."""
+        if self.metadata.library is None:
+            raise InputError(f"{self._name} has no output `cpl`; export it with --library")
+        return self.metadata.library
+
     def _check_computed(self, *outputs: str) -> None:
         if not set(outputs) <= set(self._outputs):
             wanted = " and ".join(outputs)
@@ -342,6 +377,7 @@ class Session:
         sizes: dict[str, tuple[int, ...]] = {
             "logits": (len(self.metadata.classes),),
             SALIENCY: (1, *self.metadata.shape[1:]),
+            CPL: (),
         }
         if self.metadata.reasoning is not None:
             sizes["reasoning"] = (len(self.metadata.reasoning.labels),)
@@ -356,6 +392,10 @@ class Session:
                     what = "probabilities" if name == "reasoning" else "values in [0, 1]"
                     raise ArtefactError(f"{self._name}: its {name} are no {what}; export it again")
                 answers[name] = np.minimum(value, np.float32(1))
+            if name == CPL:
+                if not np.abs(value).max() <= 1 + SLACK:
+                    raise ArtefactError(f"{self._name}: its {name} are no values in [-1, 1]; export it again")
+                answers[name] = np.clip(value, np.float32(-1), np.float32(1))
         return answers
 
     def _generic_network(self) -> Network:

@@ -63,6 +63,7 @@ ON_IMAGES = {
     "Sqrt",
     "Squeeze",
     "Tanh",
+    "TopK",
     "Transpose",
     "Unsqueeze",
 }
