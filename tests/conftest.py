@@ -1,5 +1,6 @@
 """Models trained once for the whole suite: a small ResNet on digits, a few seconds each."""
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from deploytool.explain.explainer import Explainer, load_explainer
 from deploytool.explain.recipe import ExplainerRecipe
 from deploytool.explain.target import open_target
 from deploytool.export.artefact import export, export_untrained
+from deploytool.library.folder import Library
 from deploytool.recipe import Recipe, load_recipe
 from deploytool.training.loop import train
 from deploytool.training.run import Run, load_run
@@ -80,6 +82,13 @@ def float_explainer(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) 
     schedule = {"student": phase, "explanation": phase}
     train_explainer(open_target(trained_run.path), ExplainerRecipe.make(document | {"schedule": schedule}), folder)
     return load_explainer(folder)
+
+
+@pytest.fixture(scope="session")
+def float_library(trained_run: Run) -> Library:
+    """Libraries of the FLOAT run, of 150 images, one for each boundary condition."""
+    make = runpy.run_path(str(Path(__file__).parent / "export" / "made_libraries.py"))["library_of"]
+    return make(trained_run)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ SMALL = 1024  # constants that shapes are computed from have no more values
 LARGEST = 1 << 31  # of a stride, a pad ...
 MAX_NODES = 10_000
 MAX_ACTIVATIONS = 1 << 30  # values of all tensors together, for one image
+MAX_TOP = 1024  # of TopK
 WORK_PER_VALUE = 16  # tensors that a conditional weight passes through, and more
 
 
@@ -133,12 +134,14 @@ def check_graph(graph: Graph, widths: Sequence[float] = ()) -> None:
             raise ValueError(f"a Split in {parts[0]} parts has {len(node.output)} outputs")
         if node.op_type == "Resize":
             _check_resize(node, graph.constants)
+        if node.op_type == "TopK":
+            _check_top(node, graph.constants)
     limit = MAX_ACTIVATIONS + WORK_PER_VALUE * sum(value.size for value in graph.constants.values())
     for number, width in enumerate(widths or [1.0]):
         skeleton = _skeleton(graph, width)
         if not number:
             checker.check_model(skeleton)
-        total = sum(_sizes(skeleton))
+        total = sum(_sizes(skeleton, graph.constants))
         if total > limit:
             raise ValueError(f"its tensors have {total} values for one image; at most {limit}")
 
@@ -169,6 +172,44 @@ def _check_resize(node: onnx.NodeProto, constants: Mapping[str, Array]) -> None:
         raise ValueError(f"a Resize to {str(value.tolist())[:80]}")
 
 
+def _check_top(node: onnx.NodeProto, constants: Mapping[str, Array]) -> None:
+    """Raise ValueError unless a node finds the k largest of each row, in order, k being a constant in 1..1024."""
+    attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    rest = {name: value for name, value in attributes.items() if name != "axis" and value != 1}
+    if rest or attributes.get("axis", -1) not in (-1, 1):
+        raise ValueError(f"a TopK of another kind ({str(attributes)[:80]})")
+    count = constants.get(node.input[1]) if len(node.input) > 1 else None
+    if count is None or count.dtype != np.int64 or count.shape != (1,) or not 1 <= int(count[0]) <= MAX_TOP:
+        raise ValueError(f"a TopK whose k is no constant in 1..{MAX_TOP}")
+
+
+def _check_places(
+    node: onnx.NodeProto, shapes: Mapping[str, list[int]], constants: Mapping[str, Array], tops: Mapping[str, str]
+) -> None:
+    """Raise ValueError where a Gather surely reads beyond its data, or a TopK has less to choose from than k, in rows.
+
+    Indices that an image decides come from a TopK, whose k nodes are then rows of the data.
+
+    Args:
+        node: any node.
+        shapes: of tensors.
+        constants: of the whole graph.
+        tops: indices that a TopK makes -> the tensor that they are of.
+    """
+    if node.op_type == "TopK":
+        rows = shapes.get(node.input[0], [])
+        if len(rows) != 2 or rows[1] < int(constants[node.input[1]][0]):
+            raise ValueError(f"a TopK of {rows}")
+    if node.op_type != "Gather" or node.input[0] not in shapes:
+        return
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    size, places = shapes[node.input[0]][axis], constants.get(node.input[1])
+    if places is not None and places.size and not -size <= places.min() <= places.max() < size:
+        raise ValueError(f"a Gather from {places.min()} to {places.max()} of {size}")
+    if node.input[1] in tops and shapes.get(tops[node.input[1]], [0])[-1] > size:
+        raise ValueError(f"a Gather of the places of a TopK, of {size}")
+
+
 def _skeleton(graph: Graph, width: float) -> onnx.ModelProto:
     """The model for one image, its small tensors computed as far as they are known, the large ones inputs."""
     values = {name: value for name, value in graph.constants.items() if value.size <= SMALL}
@@ -196,11 +237,16 @@ def _skeleton(graph: Graph, width: float) -> onnx.ModelProto:
     return model
 
 
-def _sizes(model: onnx.ModelProto) -> Iterator[int]:
+def _sizes(model: onnx.ModelProto, constants: Mapping[str, Array]) -> Iterator[int]:
     """Values of what each node computes, or of what a pool reads for them; ValueError where a shape is unknown."""
     inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     types = {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.output)}
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    shapes |= {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    shapes |= {name: [dim.dim_value for dim in kind.shape.dim] for name, kind in types.items()}
+    tops = {node.output[1]: node.input[0] for node in model.graph.node if node.op_type == "TopK" and node.output[1:]}
     for node in model.graph.node:
+        _check_places(node, shapes, constants, tops)
         windows = [attribute.ints for attribute in node.attribute if attribute.name == "kernel_shape"]
         read = prod(abs(size) for window in windows for size in window) if node.op_type != "Conv" else 1
         for name in (name for name in node.output if name):

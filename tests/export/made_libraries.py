@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from deploytool.data.catalogue import DatasetInfo
+from deploytool.data.datasets import load_dataset
+from deploytool.evaluation import deployed
+from deploytool.explain.target import open_target
 from deploytool.library.folder import Calibrated, Layer, Library
 from deploytool.library.networks import correlate
 from deploytool.library.novelty import Shelf
@@ -16,7 +19,9 @@ from deploytool.library.patterns import Reading, sampled, scale
 from deploytool.library.recipe import LibraryRecipe
 from deploytool.library.taps import watch_module
 from deploytool.models.conditional import ConditionalModel
+from deploytool.models.factory import recipe_setting
 from deploytool.models.setting import Setting
+from deploytool.training.run import Run
 
 LAYERS = ("layer1", "layer2.0", "layer3+linear:input", "logits")
 THETAS = {"layer1": 0.97, "layer2.0": 0.95, "layer3+linear:input": 0.93, "logits": 0.999}
@@ -81,3 +86,15 @@ def make_library(
         conditions.append(tuple(built))
     calibration = tuple(Calibrated(lam, 0.5 + 0.1 * place, 0.05, 100) for place, lam in enumerate(lambdas))
     return Library(Path("lib"), recipe, info, digest, switch_at, tuple(lambdas), tuple(conditions), calibration)
+
+
+def library_of(run: Run, images: int = 150, **options: Any) -> Library:
+    """A library of a run, of the first of its training images; options as of `make_library`."""
+    width = options.get("width", 1.0)
+    setting = deployed(recipe_setting(run.recipe, width=width))
+    target = open_target(run.path, width)
+    some = load_dataset(run.recipe.data).train.batch(slice(0, images))[0]
+    options.setdefault("lambdas", (0.0, 1.0) if target.takes_lambda else (None,))
+    switch_at = setting.lambda_threshold if target.setting.conditioning == "switch" else None
+    info = run.checkpoint.data
+    return make_library(run.model, info, setting, some, digest=target.digest, switch_at=switch_at, **options)

@@ -18,13 +18,15 @@ import pytest
 
 from deploytool.explain.explainer import Explainer
 from deploytool.export.artefact import export, export_untrained
+from deploytool.library.folder import Library
 from deploytool.recipe import load_recipe
 from deploytool.training.run import Run
 
 CHILD = Path(__file__).parent / "hostile" / "child.py"
 FOUND = [name for name in runpy.run_path(str(CHILD.with_name("found.py")))["FOUND"] if not name.startswith("sound")]
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits-float.yaml"
-SEEDS = 600
+SOURCES = ("conditional", "plain", "wide", "small", "explained", "agreeing")
+SEEDS = 700
 SILENT_S = 60.0  # of one case on a slow machine; each takes milliseconds
 
 
@@ -43,6 +45,7 @@ def folder(
     wide_file: Path,
     trained_run: Run,
     float_explainer: Explainer,
+    float_library: Library,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A file of each kind."""
@@ -52,6 +55,7 @@ def folder(
     sparse = ["model.arch=resnet8", "sparsity.kind=irregular", "sparsity.density=0.2"]
     export_untrained(load_recipe(RECIPE, sparse), folder / "small.onnx", compress=True, quantize="int8")
     export(trained_run, folder / "explained.onnx", explainer=float_explainer)
+    export(trained_run, folder / "agreeing.onnx", conditioning="switch", library=float_library)
     return folder
 
 
@@ -120,7 +124,7 @@ def test_what_was_found_once_is_refused(name: str, found: dict[str, Outcome]) ->
 
 def test_the_undamaged_files_answer(folder: Path) -> None:
     """Or else nothing here would say anything."""
-    sound = {f"sound_{name}": Outcome("answered") for name in ("conditional", "plain", "wide", "small", "explained")}
+    sound = {f"sound_{name}": Outcome("answered") for name in SOURCES}
     assert examined(folder, list(sound)) == sound
 
 

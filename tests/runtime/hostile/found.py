@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-# Exported files: conditional, plain, wide (of several widths), small (INT8, sparse), explained (with saliency maps).
+# Exported files: conditional, plain, wide (of several widths), small (INT8, sparse), explained (with saliency maps),
+# agreeing (with libraries).
 Sources = Mapping[str, bytes]
 Found = Callable[[Sources], bytes]
 
@@ -63,7 +64,7 @@ def set_property(key: str, text: str) -> Callable[[onnx.ModelProto], None]:
 
 FOUND |= {
     f"sound_{source}": lambda sources, source=source: sources[source]
-    for source in ("conditional", "plain", "wide", "small", "explained")
+    for source in ("conditional", "plain", "wide", "small", "explained", "agreeing")
 }
 
 
@@ -335,6 +336,55 @@ FOUND |= {
         roi=[0, 0, -1e9, -1e9, 1, 1, 1e9, 1e9], coordinate_transformation_mode="tf_crop_and_resize"
     ),
     "resized_by_a_mode_that_is_none": resized(coordinate_transformation_mode="no such mode"),
+}
+
+
+def nearest(k: Any = None, kind: type = np.int64, **attributes: Any) -> Found:
+    """The first TopK of a file with libraries, changed; None leaves k as it is."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        changed = node(model, "TopK")
+        kept = [each for each in changed.attribute if each.name not in attributes]
+        del changed.attribute[:]
+        changed.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in attributes.items())])
+        if k is not None:
+            changed.input[1] = constant(model, "other.k", k, kind)
+
+    return edited(edit, "agreeing")
+
+
+@edit_of("agreeing")
+def a_number_of_nearest_that_lambda_chooses(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(
+        0, helper.make_node("Reshape", ["lambda", constant(model, "one.axis", [1])], ["lambda.row"])
+    )
+    model.graph.node.insert(1, helper.make_node("Cast", ["lambda.row"], ["lambda.k"], to=TensorProto.INT64))
+    node(model, "TopK").input[1] = "lambda.k"
+
+
+@edit_of("agreeing")
+def connections_of_fewer_nodes_than_there_are(model: onnx.ModelProto) -> None:
+    places = next(each.output[1] for each in model.graph.node if each.op_type == "TopK")
+    gather = next(each for each in model.graph.node if places in each.input)
+    gather.input[0] = constant(model, "few", np.ones((2, 10)), np.float32)
+
+
+FOUND |= {
+    "none_of_the_nearest": nearest([0]),
+    "less_than_none_of_the_nearest": nearest([-1]),
+    "more_of_the_nearest_than_there_are": nearest([1000]),
+    "the_nearest_without_end": nearest([2**40]),
+    "the_nearest_by_a_list": nearest([3, 3]),
+    "the_nearest_by_a_number": nearest(3),
+    "the_nearest_by_a_fraction": nearest([3.0], np.float32),
+    "the_nearest_images": nearest(axis=0),
+    "the_farthest": nearest(largest=0),
+    "the_nearest_in_no_order": nearest(sorted=2**40),
+    "an_axis_of_the_nearest_that_is_not_there": nearest(axis=-(2**40)),
+    **{
+        f"library_of_two_lines_{index}": edited(set_property("library", text), "agreeing")
+        for index, text in enumerate(["\n\n[]", "{}", "x" * 100_000, "[" * 5000, '{"name":\n"x"}'])
+    },
 }
 
 

@@ -24,7 +24,7 @@ TEXTS = [
 ]
 OPERATORS = "Abs Add ArgMin Cast Clip Concat ConstantOfShape Conv CumSum DequantizeLinear Div Expand Flatten Gather"
 OPERATORS += " Gemm Greater Identity If LayerNormalization LeakyRelu Loop MatMul Max MaxPool Mul NonZero NoSuchOperator"
-OPERATORS += " Pad QuantizeLinear RandomNormalLike Range ReduceMean Relu Reshape Resize Slice Softmax Split Tile TopK"
+OPERATORS += " Pad QuantizeLinear RandomNormalLike ReduceSum Sqrt Range ReduceMean Relu Reshape Resize Slice Softmax Split Tile TopK"
 OPERATORS += " Transpose Where"
 
 
