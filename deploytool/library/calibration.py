@@ -10,7 +10,6 @@ Reference: V. Vovk, A. Gammerman, G. Shafer, Algorithmic learning in a random wo
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -55,11 +54,3 @@ def rank_value(clean: Tensor, score: Tensor) -> Tensor:
     """How unusual scores are among clean ones: (N,) in (0, 1], small where hardly a clean one is as low (a p-value)."""
     below = torch.searchsorted(clean.sort().values, score, right=True)
     return (below + 1) / (len(clean) + 1)
-
-
-def combined(p_values: Sequence[Tensor]) -> Tensor:
-    """One score (N,) of several p-values, low where they are small: the sum of their logarithms.
-
-    Reference: R. A. Fisher, Statistical methods for research workers, 1925, section 21.1.
-    """
-    return torch.stack([each.double().log() for each in p_values]).sum(0)

@@ -169,11 +169,14 @@ class Shelf:
     def _decided(self, values: Tensor, codes: Tensor, unclear: Tensor, theta: float) -> Tensor:
         """Which rows (n,) have a pair among the unclear (n, m) ones that float64 finds near enough."""
         known = torch.zeros(len(values), dtype=torch.bool)
-        at = max(1, PAIR_VALUES // values.shape[1])
-        for pairs in torch.split(unclear.nonzero(), at):
-            row, column = pairs.T
-            known[row[exact_similarity(values[row], codes[column]) >= theta]] = True
+        pairs = unclear.nonzero()
+        known[pairs[self._exact(values, codes, pairs) >= theta, 0]] = True
         return known
+
+    def _exact(self, values: Tensor, codes: Tensor, pairs: Tensor) -> Tensor:
+        """Similarities (P,) float64 of pairs (P, 2) of a row of values and one of codes."""
+        parts = torch.split(pairs, max(1, PAIR_VALUES // values.shape[1]))
+        return torch.cat([exact_similarity(values[part[:, 0]], codes[part[:, 1]]) for part in parts])
 
     def _store(self, block: Scaled, waiting: Tensor, source: Tensor) -> None:
         """Go through candidates (n,) one after the other; whatever one that is stored is near to, waits no more."""
@@ -190,10 +193,11 @@ class Shelf:
                 unclear = (later & ((column - theta).abs() < self._doubt)).nonzero()[:, 0] + row + 1
                 later &= column < theta
                 if len(unclear):
-                    at = torch.full_like(unclear, row)
-                    pending[unclear] = exact_similarity(block.values[unclear], codes[at]) < theta
+                    pairs = torch.stack([unclear, torch.full_like(unclear, row)], dim=1)
+                    pending[unclear] = self._exact(block.values, codes, pairs) < theta
         new = kept.any(1)
-        self._append(codes[new], scales[new], source[new], kept[new], 1 - near.diagonal()[new])
+        lost = 1 - self._exact(block.values, codes, new.nonzero()[:, 0].expand(2, -1).T)
+        self._append(codes[new], scales[new], source[new], kept[new], lost.float())
 
     def _append(self, codes: Tensor, scales: Tensor, source: Tensor, member: Tensor, rounding: Tensor) -> None:
         needed = self.size + len(codes)

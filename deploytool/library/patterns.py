@@ -119,7 +119,8 @@ def encode(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
 
 def similarity(pattern: Scaled, codes: Tensor, scales: Tensor) -> Tensor:
     """Cosine similarities (N, M) float32 of patterns to stored ones, accumulated in float32."""
-    return (pattern.values @ codes.float().T).mul_(scales).mul_(pattern.inverse[:, None])
+    near: Tensor = pattern.values @ codes.float().T
+    return near.mul_(scales).mul_(pattern.inverse[:, None])
 
 
 def exact_similarity(values: Tensor, codes: Tensor) -> Tensor:

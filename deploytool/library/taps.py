@@ -77,6 +77,25 @@ def default_layers(target: Target, image: Tensor) -> list[str]:
     return [*names, LOGITS]
 
 
+def feature_name(target: Target) -> str:
+    """The name of what the last linear layer is given: the features that the network decides on.
+
+    Raises:
+        InputError: there is no linear layer.
+    """
+    network = target.network()
+    last = None
+    if isinstance(network, nn.Module):
+        linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        last = linear[-1] + INPUT if linear else None
+    else:
+        nodes = [node for node in read_onnx(target.name).graph.node if node.op_type in ("Gemm", "MatMul")]
+        last = nodes[-1].input[0] if nodes else None
+    if last is None:
+        raise InputError(f"target {target.name} has no linear layer, whose input would be its features")
+    return last
+
+
 def parts_of(layers: Iterable[str]) -> list[str]:
     """The single layers that names speak of, each once."""
     return list(dict.fromkeys(part for name in layers for part in name.split(JOINED)))

@@ -1,0 +1,323 @@
+"""`library detect`: attacked and foreign images told from clean ones.
+
+Test images are split by the recipe: what is chosen (the verdict's threshold, the combination) is chosen on one part,
+what is measured is measured on the other. Attacks are on the network's own answer to an image, which needs no label:
+
+| attack | images |
+| --- | --- |
+| a name of `evaluate`, as pgd-40 | the measured ones, attacked within eps; PGD's last iterates, as the paper's |
+| adaptive-S | the same, by the attack that knows the libraries (`deploytool.library.adaptive`) |
+| foreign:NAME | another data set's |
+
+In LIBRARY/detection/units/ one file for each of them, which is not computed again.
+
+Reference: J. H. Lee, Library network, a possible path to explainable neural networks, 2019 ("paper 4"), section 2.2.3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploytool import __version__
+from deploytool.atomic import atomic_path, writable_folder
+from deploytool.attacks.checks import check_counts, check_radius
+from deploytool.attacks.registry import AttackBase, make_attack
+from deploytool.attacks.run import BATCH, Attack, run_attack
+from deploytool.data.foreign import foreign_images
+from deploytool.data.images import Images
+from deploytool.digests import file_digest
+from deploytool.errors import InputError
+from deploytool.explain.consistency import auroc
+from deploytool.explain.target import Target, working_network
+from deploytool.library.adaptive import Adaptive, class_means, evade
+from deploytool.library.agreement import default_lambda, load_test
+from deploytool.library.calibration import split
+from deploytool.library.detector import Detector
+from deploytool.library.folder import Library, library_path
+from deploytool.library.scores import Scorer, Scores
+from deploytool.library.streams import block_inputs, block_size, blocks
+from deploytool.progress import progress_bar
+from deploytool.timing import processor
+from deploytool.units import record_key
+
+Row = dict[str, Any]
+
+FOLDER = "detection"  # in that of libraries
+ATTACK = "pgd-40:iterate=last"
+FIRST = "pgd-40"  # that stops at the first wrong answer: the combination has to know it too
+STEP_SIZE = 0.01  # the paper's, at every eps
+ADVICE = "choose another with -o FOLDER"
+
+
+@dataclass(frozen=True)
+class DetectPlan:
+    """What is to be detected.
+
+    Attributes:
+        attacks: names, as of `evaluate`; the first is what the combination is fitted on.
+        eps: radii, in units of the image's [0, 1].
+        foreign: names of other data sets, or `noise`.
+        images: of each part of the test images, at most.
+        adaptive: steps of each run of the adaptive attack; 0: it is left out.
+        seed: of attacks and foreign images.
+
+    Raises:
+        InputError: a number is out of range, or an attack unknown.
+    """
+
+    attacks: Sequence[str] = (ATTACK,)
+    eps: Sequence[float] = (0.01, 0.02, 0.03, 0.06, 0.1)
+    foreign: Sequence[str] = ()
+    images: int = 200
+    adaptive: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts({"images": self.images})
+        check_counts({"adaptive": self.adaptive, "seed": self.seed}, 0, 2**31 - 1)
+        if not (self.attacks or self.foreign or self.adaptive):
+            raise InputError("there is nothing to detect: name an attack, or foreign images")
+        for eps in self.eps:
+            check_radius(eps)
+        for name in self.attacks:
+            self.attack(name, 0.01)
+
+    def attack(self, name: str, eps: float) -> Attack:
+        """An attack at a radius."""
+        return make_attack(name, AttackBase(eps, STEP_SIZE, eps_l2=eps))
+
+
+def detect(
+    library: Library,
+    target: Target,
+    plan: DetectPlan,
+    lam: float | None = None,
+    folder: str | Path | None = None,
+    device: str = "cpu",
+) -> Row:
+    """Measure how well CPL, its rivals and the combination tell attacked and foreign images from clean ones.
+
+    Args:
+        library: the libraries; target: their network.
+        plan: what is to be detected.
+        lam: lambda; the first that libraries were built at where None.
+        folder: of what is kept; LIBRARY/detection where None.
+        device: torch device that the network answers on.
+
+    Returns:
+        `rows`, for each attack, radius and set of thresholds: `attack`, `eps` (None of foreign images), `set`,
+        `auroc_cpl`, `auroc_max_softmax`, `auroc_knn`, `auroc_combined` (of the first set; 0.5 is a guess, below it
+        attacked images look more usual than clean ones), `fooled` (share whose answer the attack changed, None of
+        foreign images), `detected` (share below the first set's threshold, None of others), `cpl_mean`, `n`.
+        `clean`: `{set, cpl_mean}`; `verdict`: `{threshold, false_alarm_rate, false_alarms}`, what was asked for and
+        what the measured images say; `cpl`: the first set's values by name, for histograms; and what was measured with.
+
+    Raises:
+        RunError: the libraries are another network's. DataError: a foreign data set cannot be loaded.
+        InputError: lambda is not what the target takes, an attack needs gradients that an ONNX file has not, a library
+        has fewer patterns than the recipe's `active`, or the folder cannot be written to.
+    """
+    library.check_target(target)
+    lam = default_lambda(library, lam)
+    place = writable_folder(Path(folder or library.path / FOLDER), ADVICE)
+    study = _Study(library, target, plan, lam, writable_folder(place / "units", ADVICE), device)
+    return study.document()
+
+
+class _Study:
+    """The units of one detection, each a set of scores, made when first asked for."""
+
+    def __init__(
+        self, library: Library, target: Target, plan: DetectPlan, lam: float | None, units: Path, device: str
+    ) -> None:
+        self.library, self.target, self.plan, self.lam, self.units = library, target, plan, lam, units
+        self.device = device
+        chosen, measured = split(load_test(library), library.recipe.calibration, library.recipe.seed)
+        self.parts = {"calibration": chosen.head(plan.images), "measured": measured.head(plan.images)}
+        self.threshold_images = chosen
+        weights = file_digest(library_path(library.path))
+        self.common = [__version__, torch.__version__, weights, lam, plan.seed, plan.images, device]
+        self._scorer: Scorer | None = None
+        self.names = [(name, eps) for name in plan.attacks for eps in plan.eps]
+
+    @property
+    def scorer(self) -> Scorer:
+        """Made when the first unit is missing: it reads all training images."""
+        if self._scorer is None:
+            self._scorer = Scorer(self.library, self.target, self.lam, self.device)
+        return self._scorer
+
+    def document(self) -> Row:
+        """Everything that was measured."""
+        plan, library = self.plan, self.library
+        adaptive = [Adaptive(eps, plan.adaptive) for eps in plan.eps] if plan.adaptive else []
+        total = 3 + 3 * len(self.names) + len(adaptive) + len(plan.foreign)
+        with progress_bar("detecting", total) as bar:
+
+            def done(scores: Scores, note: str) -> Scores:
+                bar.advance(note)
+                return scores
+
+            calibration = done(self.clean("calibration"), "clean")
+            clean = done(self.clean("measured"), "clean")
+            found: dict[tuple[str, float | None], Scores] = {}
+            for name, eps in self.names:
+                found[name, eps] = done(self.attacked("measured", name, eps), f"{name} eps {eps:g}")
+            for budget in adaptive:
+                found[budget.name, budget.eps] = done(self.adaptive(budget), f"{budget.name} eps {budget.eps:g}")
+            for name in plan.foreign:
+                found[f"foreign:{name}", None] = done(self.foreign(name), name)
+            detector = None
+            if self.names:
+                kinds = {(plan.attacks[0], eps) for eps in plan.eps} | {(FIRST, eps) for eps in plan.eps}
+                known = [done(self.attacked("calibration", *kind), "combination") for kind in sorted(kinds)]
+                detector = Detector(calibration, _joined(known))
+        rows = [row for key, scores in found.items() for row in self._rows(key, scores, clean, detector)]
+        first = library.sets[0]
+        cpl = {"clean": clean.cpl[first].tolist()}
+        for (name, radius), scores in found.items():
+            cpl[name if radius is None else f"{name} eps {radius:g}"] = scores.cpl[first].tolist()
+        return {
+            "rows": rows,
+            "clean": [{"set": name, "cpl_mean": float(clean.cpl[name].mean())} for name in library.sets],
+            "verdict": self._verdict(clean),
+            "cpl": cpl,
+            "sets": library.sets,
+            "library": str(library.path),
+            "target": self.target.name,
+            "lambda": self.lam,
+            "images": len(clean),
+            "active": library.recipe.active,
+            "seed": plan.seed,
+            "device": self.device,
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def clean(self, part: str) -> Scores:
+        """Scores of images as they are."""
+        return self._unit([part], lambda: self.parts[part])
+
+    def attacked(self, part: str, name: str, eps: float) -> Scores:
+        """Scores of the same images, attacked: away from what the network answers to them."""
+
+        def images() -> Images:
+            answer = self.clean(part).answer
+            image, _ = self.parts[part].batch(slice(None))
+            image, answer = image.to(self.device), answer.to(self.device)
+            network = working_network(self.target.network(self.lam), torch.device(self.device))
+            attack = self.plan.attack(name, eps)
+            result = run_attack(network, image, answer, attack, self.plan.seed, None, name, BATCH)
+            return Images(result.image.cpu(), self.parts[part].labels)
+
+        return self._unit([part, name, eps], images)
+
+    def adaptive(self, budget: Adaptive) -> Scores:
+        """Scores of images that the adaptive attack found."""
+
+        def images() -> Images:
+            watched, libraries = self.scorer.watched, self.scorer.sets[self.library.sets[0]]
+            own = self.parts["calibration"]
+            size = block_size(watched, own.batch(slice(0, 1))[0])
+            seen = [(block_inputs(b, libraries, self.scorer.active), b.answer) for b in blocks(watched, own, size)]
+            inputs = [torch.cat(parts) for parts in zip(*(inputs for inputs, _ in seen), strict=True)]
+            answer = torch.cat([answer for _, answer in seen])
+            means = class_means(inputs, answer, len(self.library.info.classes))
+            image, label = self.parts["measured"].batch(slice(None))
+            return Images(evade(watched, libraries, self.scorer.active, image, budget, means), label)
+
+        return self._unit([budget.name, budget.eps], images)
+
+    def foreign(self, name: str) -> Scores:
+        """Scores of another data set's images."""
+
+        def images() -> Images:
+            image = foreign_images(name, self.library.info.shape, len(self.parts["measured"]), self.plan.seed)
+            return Images(image, torch.zeros(len(image), dtype=torch.int64))
+
+        return self._unit(["foreign", name], images)
+
+    def _unit(self, what: list[Any], images: Any) -> Scores:
+        """Scores of images, which are made unless a file has them."""
+        file = self.units / f"{record_key(*self.common, *what)}.npz"
+        known = _load(file)
+        if known is None:
+            known = self.scorer(images())
+            _save(file, known)
+        return known
+
+    def _verdict(self, clean: Scores) -> Row | None:
+        """What the calibrated threshold does to measured images."""
+        if not self.library.calibration:
+            return None
+        own = self.library.calibration[self.library.which(self.lam)]
+        alarms = float((clean.cpl[self.library.sets[0]] < own.threshold).double().mean())
+        return {"threshold": own.threshold, "false_alarm_rate": own.false_alarm_rate, "false_alarms": alarms}
+
+    def _rows(
+        self, key: tuple[str, float | None], scores: Scores, clean: Scores, detector: Detector | None
+    ) -> list[Row]:
+        name, eps = key
+        first, verdict = self.library.sets[0], self._verdict(clean)
+        rows = []
+        for each in self.library.sets:
+            own = each == first
+            below = None if verdict is None else float((scores.cpl[each] < verdict["threshold"]).double().mean())
+            rows.append(
+                {
+                    "attack": name,
+                    "eps": eps,
+                    "set": each,
+                    "auroc_cpl": _area(clean.cpl[each], scores.cpl[each]),
+                    "auroc_max_softmax": _area(clean.max_softmax, scores.max_softmax),
+                    "auroc_knn": _area(clean.knn, scores.knn),
+                    "auroc_combined": _area(detector(clean), detector(scores)) if detector and own else None,
+                    "fooled": None if eps is None else float((scores.answer != clean.answer).double().mean()),
+                    "detected": below if own else None,
+                    "cpl_mean": float(scores.cpl[each].mean()),
+                    "n": len(scores),
+                }
+            )
+        return rows
+
+
+def _area(clean: Tensor, other: Tensor) -> float | None:
+    """How often a clean image scores higher than another one; a tie counts half."""
+    positive = np.r_[np.zeros(len(clean), bool), np.ones(len(other), bool)]
+    return auroc(-torch.cat([clean, other]).numpy(), positive)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of several images after each other."""
+    return Scores(
+        {name: torch.cat([part.cpl[name] for part in parts]) for name in parts[0].cpl},
+        torch.cat([part.max_softmax for part in parts]),
+        torch.cat([part.knn for part in parts]),
+        torch.cat([part.traits for part in parts]),
+        torch.cat([part.answer for part in parts]),
+    )
+
+
+def _save(file: Path, scores: Scores) -> None:
+    """Write scores as .npz, whole or not at all; the file's name says of what."""
+    arrays = {name: getattr(scores, name).numpy() for name in ("max_softmax", "knn", "traits", "answer")}
+    sets = {f"cpl.{name}": value.numpy() for name, value in scores.cpl.items()}
+    with atomic_path(file) as aside, aside.open("wb") as stream:
+        np.savez(stream, **arrays, **sets)  # type: ignore[arg-type]  # takes arrays by any name
+
+
+def _load(file: Path) -> Scores | None:
+    """What a file holds; None where it is absent or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
+        cpl = {name.removeprefix("cpl."): value for name, value in arrays.items() if name.startswith("cpl.")}
+        return Scores(cpl, *(arrays[name] for name in ("max_softmax", "knn", "traits", "answer")))
+    except Exception:  # absent, cut short, or whatever zip and numpy say of a damaged file
+        return None
