@@ -120,7 +120,9 @@ def encode(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
 def similarity(pattern: Scaled, codes: Tensor, scales: Tensor) -> Tensor:
     """Cosine similarities (N, M) float32 of patterns to stored ones, accumulated in float32."""
     near: Tensor = pattern.values @ codes.float().T
-    return near.mul_(scales).mul_(pattern.inverse[:, None])
+    near *= scales
+    near *= pattern.inverse[:, None]
+    return near
 
 
 def exact_similarity(values: Tensor, codes: Tensor) -> Tensor:
