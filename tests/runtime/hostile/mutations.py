@@ -24,8 +24,8 @@ TEXTS = [
 ]
 OPERATORS = "Abs Add ArgMin Cast Clip Concat ConstantOfShape Conv CumSum DequantizeLinear Div Expand Flatten Gather"
 OPERATORS += " Gemm Greater Identity If LayerNormalization LeakyRelu Loop MatMul Max MaxPool Mul NonZero NoSuchOperator"
-OPERATORS += " Pad QuantizeLinear RandomNormalLike ReduceSum Sqrt Range ReduceMean Relu Reshape Resize Slice Softmax Split Tile TopK"
-OPERATORS += " Transpose Where"
+OPERATORS += " Pad QuantizeLinear RandomNormalLike Range ReduceMean ReduceSum Relu Reshape Resize Slice Softmax"
+OPERATORS += " Split Sqrt Tile TopK Transpose Where"
 
 
 def damaged_bytes(random: Random, data: bytes) -> bytes:
