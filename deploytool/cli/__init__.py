@@ -6,13 +6,13 @@ Heavy imports are inside the commands, so that `deploytool --help` answers at on
 import click
 
 from deploytool import __version__
-from deploytool.cli import edge, explain, explainer, hardware, labels, listing, robustness, training
+from deploytool.cli import edge, explain, explainer, hardware, labels, library, listing, robustness, training
 from deploytool.cli.base import Commands
 
 COMMANDS = (
     training.train, training.pipeline, training.compare,
     robustness.evaluate, robustness.verify, robustness.robustness,
-    explain.stability, explain.reasoning, labels.labels, explainer.explain,
+    explain.stability, explain.reasoning, labels.labels, explainer.explain, library.library,
     edge.export, edge.specialize, edge.bench, edge.predict,
     hardware.cost, hardware.calibrate,
     listing.models, listing.schema,

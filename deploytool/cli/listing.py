@@ -28,16 +28,20 @@ def models(data: str, as_json: bool) -> None:
 
 @click.command()
 @click.option("--explainer", is_flag=True, help="Of an explainer's recipe instead.")
+@click.option("--library", is_flag=True, help="Of libraries' recipe instead.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write instead of stdout.")
 @json_option
-def schema(explainer: bool, output: Path | None, as_json: bool) -> None:
+def schema(explainer: bool, library: bool, output: Path | None, as_json: bool) -> None:
     """Print the JSON Schema of a recipe, for an editor to complete and check with."""
+    if explainer and library:
+        raise click.UsageError("--explainer and --library are two recipes; ask for one of them")
     from deploytool.atomic import write_json
     from deploytool.documents import Document
     from deploytool.explain.recipe import ExplainerRecipe
+    from deploytool.library.recipe import LibraryRecipe
     from deploytool.recipe import Recipe
 
-    kind: type[Document] = ExplainerRecipe if explainer else Recipe
+    kind: type[Document] = ExplainerRecipe if explainer else LibraryRecipe if library else Recipe
     if output is None:
         emit(kind.json_schema(), True, str)
     else:
