@@ -363,3 +363,24 @@ def test_older_opsets_have_attributes_where_newer_ones_have_operands() -> None:
 )
 def test_what_cannot_be_computed_is_unknown(op: str, inputs: list, attributes: dict) -> None:
     assert evaluate(helper.make_node(op, ["a", "b", "c"][: len(inputs)], ["y"], **attributes), inputs, 100) is None
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_libraries_alone_need_is_left_out(tmp_path: Path, kept: bool) -> None:
+    """Only where the metadata say that they are libraries, and something else is computed."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["logits"]),
+        helper.make_node("Flatten", ["logits"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "patterns"], ["products"]),
+        helper.make_node("ReduceSum", ["products", "axes"], ["cpl"], keepdims=0),
+    ]
+    tensors = {"w": np.ones((4, 3, 1, 1), np.float32), "patterns": np.ones((16, 5), np.float32), "axes": np.array([1])}
+    properties = {"deploytool.library": "{}"} if kept else {}
+    file = save(tmp_path, nodes, [value("x", ["N", 3, 2, 2])], tensors, properties)
+    model = onnx.load(str(file))
+    model.graph.output.insert(0, value("logits", ["N", 4, 2, 2]))
+    onnx.save(model, str(file))
+    graph = read_graph(file)
+    assert graph.left_out == (("cpl",) if kept else ())
+    assert graph.outputs == (("logits",) if kept else ("logits", "cpl"))
+    assert ("MatMul" in {node.op_type for node in graph.data}) == (not kept)

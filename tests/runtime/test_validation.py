@@ -139,6 +139,53 @@ def test_sizes_of_a_resize_count_as_activations() -> None:
         check_graph(resize(sizes=[side, 2 * side], axes=[2, 3]))
 
 
+def nearest(k: Any = (3,), rows: int = 4, kind: type = np.int64, **attributes: Any) -> Graph:
+    """Rows of a table at the places of the k largest of each row of 64 pixels, or as many as there are rows."""
+    nodes = [
+        node("Flatten", "image", out="flat"),
+        node("MatMul", "flat", "weight", out="h"),
+        helper.make_node("TopK", ["h", "k"], ["near", "places"], **attributes),
+        node("Gather", "table", "places"),
+    ]
+    constants = {"weight": np.ones((64, 4), np.float32), "k": np.array(k, kind), "table": np.ones((rows, 2, 2))}
+    return graph_of(nodes, {**constants, "table": constants["table"].astype(np.float32)})
+
+
+def test_the_nearest_rows_by_a_constant_are_let_through() -> None:
+    for k, attributes in (([1], {}), ([4], {"axis": 1}), ([3], {"axis": -1, "largest": 1, "sorted": 1})):
+        check_graph(nearest(k, **attributes))
+
+
+@pytest.mark.parametrize(
+    ("graph", "said"),
+    [
+        (nearest([0]), "k is no constant"),
+        (nearest([-1]), "k is no constant"),
+        (nearest([1025]), "k is no constant"),
+        (nearest([3, 3]), "k is no constant"),
+        (nearest(3), "k is no constant"),
+        (nearest([3], kind=np.int32), "k is no constant"),
+        (graph_of([helper.make_node("TopK", ["image", "image"], ["y", "z"])]), "k is no constant"),
+        (nearest([5]), "(?i)k"),
+        (nearest([3], rows=3), "places of a TopK, of 3"),
+        (nearest(axis=0), "a TopK of another kind"),
+        (nearest(largest=0), "a TopK of another kind"),
+        (nearest(sorted=0), "a TopK of another kind"),
+    ],
+)
+def test_other_nearest_rows_are_refused(graph: Graph, said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        check_graph(graph)
+
+
+@pytest.mark.parametrize("place", [-9, 8, 2**62])
+def test_no_row_that_is_not_there_is_gathered(place: int) -> None:
+    nodes = [node("Gather", "image", "places", axis=3)]
+    check_graph(graph_of(nodes, {"places": np.array([7, -8, 0])}))
+    with pytest.raises(ValueError, match=r"a Gather from .* of 8"):
+        check_graph(graph_of(nodes, {"places": np.array([0, place])}))
+
+
 @pytest.mark.parametrize("opset", [6, 17, 19, 2**40])
 def test_another_operator_set_is_refused(opset: int) -> None:
     """The operators in numpy are those of opset 18."""
