@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from deploytool.data.catalogue import CATALOGUE
 from deploytool.data.datasets import load_dataset
+from deploytool.data.images import draw
 from deploytool.errors import DataError, InputError
-from deploytool.explain.study import draw
 from deploytool.recipe import DataSection
 
 NOISE = "noise"

@@ -66,6 +66,12 @@ class Dataset:
     test: Images
 
 
+def draw(test: Images, count: int, seed: int) -> Tensor:
+    """The test images (N, C, H, W) float32 in [0, 1] that a seed draws, none of them twice; all if fewer."""
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+    return test.batch(order[:count])[0]
+
+
 def as_unit(images: Tensor) -> Tensor:
     """Map uint8 images in [0, 255] to float32 in [0, 1]; pass float32 through."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images

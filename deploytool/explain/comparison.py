@@ -21,7 +21,7 @@ from deploytool import __version__
 from deploytool.atomic import atomic_path, writable_folder, write_json
 from deploytool.attacks.victim import Network, Victim
 from deploytool.data.datasets import load_dataset
-from deploytool.data.images import Images
+from deploytool.data.images import Images, draw
 from deploytool.digests import file_digest, state_digest
 from deploytool.errors import InputError
 from deploytool.explain.agreement import surrogate_accuracy
@@ -42,7 +42,6 @@ from deploytool.explain.rivals import (
 )
 from deploytool.explain.speed import DEPLOYED, DEPLOYED_MAP, INFERENCE, Speed, measure_speed, sessions
 from deploytool.explain.stability import unit_range
-from deploytool.explain.study import draw
 from deploytool.explain.target import Target
 from deploytool.models.folding import folded_module
 from deploytool.models.setting import Setting

@@ -9,7 +9,8 @@ import captum
 import torch
 from torch import Tensor, nn
 
-from deploytool.data.datasets import Images, load_dataset
+from deploytool.data.datasets import load_dataset
+from deploytool.data.images import draw
 from deploytool.errors import InputError
 from deploytool.evaluation import evaluation_settings
 from deploytool.evaluation.accuracy import setting_columns
@@ -233,12 +234,6 @@ def examples(
                 )
             )
     return found
-
-
-def draw(test: Images, count: int, seed: int) -> Tensor:
-    """The test images (N, C, H, W) float32 in [0, 1] that a seed draws, none of them twice; all if fewer."""
-    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
-    return test.batch(order[:count])[0]
 
 
 def describe(run: Run, setting: Setting) -> str:
