@@ -133,8 +133,8 @@ def exact_similarity(values: Tensor, codes: Tensor) -> Tensor:
         codes: (P, F), of any storage.
     """
     a, b = values.double(), codes.double()
-    dot, one, other = torch.stack([a * b, a * a, b * b]).sum(2)
-    return dot / (one * other).sqrt()
+    sums = torch.stack([a * b, a * a, b * b]).sum(2)
+    return sums[0] / (sums[1] * sums[2]).sqrt()
 
 
 def rounding_error(features: int) -> float:
