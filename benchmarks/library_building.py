@@ -20,7 +20,7 @@ from deploytool.library.patterns import scale
 from deploytool.runtime.threads import available_threads
 from deploytool.timing import processor
 
-BLOCK = 512
+BLOCK = 1024
 
 
 def main() -> None:

@@ -182,7 +182,7 @@ class Shelf:
     def _look(self, block: Scaled, waiting: Tensor) -> None:
         """Settle whoever is near enough to one of the patterns that look nearest in some of their values."""
         assert self._sampled is not None
-        looks = F.normalize(block.values[:, self._sampled]) @ self._sketch[: self.size].T
+        looks = F.normalize(block.values.index_select(1, self._sampled)) @ self._sketch[: self.size].T
         for level, theta in enumerate(self.thetas):
             own = looks.masked_fill(~self.member[:, level], -torch.inf)
             nearest = own.topk(min(LOOKED_AT, self.size), dim=1).indices
