@@ -96,8 +96,7 @@ def confusion_figure(
     figure = Figure(figsize=(1.2 + 3.3 * len(columns), 0.5 + 3.4 * count), layout="constrained")
     panels: Any = figure.subplots(count, len(columns), squeeze=False)
     shade: Any = None
-    colours = colormaps[HEAT].copy()
-    colours.set_bad("white")
+    colours = colormaps[HEAT].with_extremes(bad="white")
     for panel in panels.flat:
         panel.set_visible(False)
     for column, filled in enumerate(matrices):
