@@ -4,7 +4,7 @@
 
     after:   f     = (Flatten(a_l)[index] - mean) / std                  index and modulation where asked for
              f'    = f / max(max |f|, tiny)
-             h     = (f' W_l) / max(||f'||, tiny)                            similarities to M patterns (eq. 1)
+             h     = (f' W_l^T) / max(||f'||, tiny)                          similarities to M patterns (eq. 1)
              h_a   = TopK(h, k),  P_l = sum_a h_a C_l[a]                     connections C_l (M, K) (eq. 3)
              P     = Concat_l(P_l),  u_l = P_l / ||P_l|| as above
              cpl   = (||sum_l u_l||^2 - sum_l ||u_l||^2) / (L (L - 1))       (eq. 5)
@@ -14,11 +14,13 @@ A pattern of 0 gives h = 0, P_l = 0 and cosines of 0; what is divided by is neve
 Libraries of several lambdas lie end to end, in one tensor; `lambda` chooses rows of it:
 
              c     = ArgMin(lambda > b)                                      b: what lies between two conditions
-             W_l   = Cast(codes)[:, rows[c]] * scales,   C_l = C_l,all[rows[c]]
+             W_l   = (Cast(codes) * scales)[rows[c]],   C_l = C_l,all[rows[c]]
 
-so that a runtime that knows lambda folds the choice away and keeps the patterns of one. Where batch norms switch, b is
-the file's `lambda_threshold`, and moves with it. Shapes must not depend on lambda, so the rows of a smaller library are
-filled up with its first one, whose similarity is made less by 4: it is below -2, and is never among the k largest.
+so that a runtime that knows lambda folds the choice away and keeps the patterns of one. A pattern is a row, copied as a
+whole where nothing is folded (columns took 10 to 20 times as long), and the product is a Gemm with `transB`. Where
+batch norms switch, b is the file's `lambda_threshold`, and moves with it. Shapes must not depend on lambda, so the rows
+of a smaller library are filled up with its first one, whose similarity is made less by 4: it is below -2, and is never
+among the k largest.
 
 Codes are stored as the libraries store them, in 4, 2 or 1 byte per value; a runtime computes with float32, and so does
 a specialised file. Patterns contain every channel of their layer: where a file has libraries, no channel is cut.
@@ -270,9 +272,9 @@ class _Builder:
         stored = self.patterns(layers, stem)
         connections = self.constant(f"{stem}connections", torch.cat([layer.connections for layer in layers]))
         if rows is not None:
-            stored = self.node("Gather", [stored, rows], f"{stem}patterns.chosen", axis=1)
+            stored = self.node("Gather", [stored, rows], f"{stem}patterns.chosen", axis=0)
             connections = self.node("Gather", [connections, rows], f"{stem}connections.chosen", axis=0)
-        products = self.node("MatMul", [pattern, stored], f"{stem}products")
+        products = self.node("Gemm", [pattern, stored], f"{stem}products", transB=1)
         similarity = self.node("Div", [products, length], f"{stem}similarity")
         if below is not None:
             similarity = self.node("Add", [similarity, below], f"{stem}similarity.own")
@@ -297,9 +299,9 @@ class _Builder:
         return value
 
     def patterns(self, layers: Sequence[LayerLibrary], stem: str) -> str:
-        """The stored patterns of all conditions, (F, sum of M) float32, each of length 1."""
-        codes = torch.cat([layer.codes for layer in layers]).T
-        scales = torch.cat([layer.scales for layer in layers])
+        """The stored patterns of all conditions, (sum of M, F) float32, each of length 1."""
+        codes = torch.cat([layer.codes for layer in layers])
+        scales = torch.cat([layer.scales for layer in layers])[:, None]
         if codes.dtype == torch.float32:
             return self.constant(f"{stem}patterns", codes * scales)
         whole = self.node("Cast", [self.constant(f"{stem}codes", codes)], f"{stem}cast", to=TensorProto.FLOAT)
