@@ -23,11 +23,7 @@ from deploytool.library.recipe import LibraryRecipe
 from deploytool.library.scores import NEIGHBOURS, Scorer, traits
 from deploytool.library.taps import watch
 
-LAYERS = [
-    {"layer": "layer2", "theta": [0.9, 0.97]},
-    {"layer": "layer3", "theta": 0.95},
-    {"layer": "logits", "size": 20},
-]
+LAYERS = [{"layer": "layer2", "theta": [0.9, 0.97]}, {"layer": "layer3", "theta": 0.95}]
 SETS = {"wide": [0.97, 0.95], "narrow": [0.9, 0.95]}
 
 
