@@ -13,7 +13,9 @@ Several thresholds share one shelf: a pattern is kept once, and belongs to the l
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +32,8 @@ from deploytool.library.patterns import (
     similarity,
 )
 from deploytool.library.recipe import Storage
+
+Array = np.ndarray[Any, Any]
 
 CHUNK = 256  # stored patterns of one product
 SKETCH = 1024  # values that long patterns are first compared in
@@ -209,26 +213,43 @@ class Shelf:
     def _store(self, block: Scaled, waiting: Tensor, source: Tensor) -> None:
         """Go through candidates (n,) one after the other; whatever one that is stored is near to, waits no more."""
         codes, scales = encode(block.values, self.storage)
-        near = similarity(block, codes, scales).T.contiguous()
+        near = similarity(block, codes, scales).T.contiguous().numpy()  # a row is compared sooner there than in torch
         kept = torch.zeros_like(waiting)
         for level, theta in enumerate(self.thetas):
-            pending = waiting[:, level].clone()
-            for row in range(len(block)):
-                if not pending[row]:
-                    continue
+            room = None if self.most is None else self.most + 1 - int(self.member[:, level].sum())
+            for row in self._in_order(block, codes, near, waiting[:, level].clone().numpy(), theta, room):
                 kept[row, level] = True
-                later, column = pending[row + 1 :], near[row, row + 1 :]
-                unclear = (later & ((column - theta).abs() < self._doubt)).nonzero()[:, 0] + row + 1
-                later &= column < theta
-                if len(unclear):
-                    pairs = torch.stack([unclear, torch.full_like(unclear, row)], dim=1)
-                    pending[unclear] = self._exact(block.values, codes, pairs) < theta
         new = kept.any(1)
         codes, scales, block = codes[new], scales[new], block[new]
         lost = (codes.float() * scales[:, None] - block.unit()).square().sum(1) / 2  # 1 - cosine, of length 1
         self._append(
             codes, scales, source[new], kept[new], lost if self.storage != "float32" else torch.zeros_like(lost)
         )
+
+    def _in_order(
+        self, block: Scaled, codes: Tensor, near: Array, pending: Array, theta: float, room: int | None
+    ) -> list[int]:
+        """Rows that one threshold stores, `room` at most.
+
+        Args:
+            block, codes: (n, F), candidates as they are and as they would be stored.
+            near: (n, n) similarities, of the stored row's codes to the column's values.
+            pending: (n,) bool, who waits; is written over.
+            theta: the threshold.
+            room: so many more are too many; None: none are.
+        """
+        stored: list[int] = []
+        for row in range(len(pending)):
+            if not pending[row] or len(stored) == room:
+                continue
+            stored.append(row)
+            later, column = pending[row + 1 :], near[row, row + 1 :]
+            unclear = np.flatnonzero(later & (np.abs(column - theta) < self._doubt)) + row + 1
+            later &= column < theta
+            if len(unclear):
+                pairs = torch.from_numpy(np.stack([unclear, np.full_like(unclear, row)], axis=1))
+                pending[unclear] = (self._exact(block.values, codes, pairs) < theta).numpy()
+        return stored
 
     def _append(self, codes: Tensor, scales: Tensor, source: Tensor, member: Tensor, rounding: Tensor) -> None:
         needed = self.size + len(codes)

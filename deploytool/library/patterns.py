@@ -14,6 +14,7 @@ Lengths are kept beside patterns instead of dividing by them: a stored pattern i
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,15 +127,17 @@ def similarity(pattern: Scaled, codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def exact_similarity(values: Tensor, codes: Tensor) -> Tensor:
-    """Cosine similarities (P,) of pairs of rows, in float64: exactly 1 for equal rows, whatever their length.
+    """Cosine similarities (P,) float64 of pairs of rows: exactly 1 for equal rows, whatever their length.
+
+    The root is numpy's, which is correctly rounded; torch 2.15's of 170.0 is not.
 
     Args:
         values: (P, F), of `Scaled`.
         codes: (P, F), of any storage.
     """
     a, b = values.double(), codes.double()
-    sums = torch.stack([a * b, a * a, b * b]).sum(2)
-    return sums[0] / (sums[1] * sums[2]).sqrt()
+    dot, one, other = torch.stack([a * b, a * a, b * b]).sum(2).numpy()
+    return torch.from_numpy(dot / np.sqrt(one * other))
 
 
 def rounding_error(features: int) -> float:
