@@ -513,6 +513,19 @@ def test_damaged_notes_are_one_line(images: str, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="the phase is not checked when it is read")
+def test_notes_of_an_unknown_phase(images: str, tmp_path: Path) -> None:
+    """One turned bit makes `patterns` something else."""
+    target, recipe = module_target(Tiny()), made(images)
+    interrupt(tmp_path / "x", 40, recipe, target)
+    file = progress_path(tmp_path / "x")
+    content = file.read_bytes()
+    assert content.count(b'"patterns\\"') == 1
+    file.write_bytes(content.replace(b'"patterns\\"', b'"qatterns\\"'))
+    with pytest.raises(DeploytoolError, match="is damaged"):
+        build_library(target, recipe, tmp_path / "x", resume=True)
+
+
 # Refusals
 
 
