@@ -35,7 +35,9 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
-            raise OneLineError("interrupted; what was finished is kept, train --resume and pipeline go on") from None
+            raise OneLineError(
+                "interrupted; what was finished is kept: train and build go on with --resume, all else when called again"
+            ) from None
         except MemoryError:
             raise OneLineError("out of memory; try a smaller batch, fewer images or a smaller model") from None
         except OSError as error:  # a full disk or a read-only folder is the user's to mend, not a bug

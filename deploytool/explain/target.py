@@ -53,6 +53,7 @@ class Target:
         setting: how lambda acts on a run's batch norms, lambda itself aside; `interpolate` where nothing says so.
         classes: their names; None where unknown.
         shape: (C, H, W) of an image; None where any size will do.
+        switch_at: the lambda above which its batch norms are others; None where they are mixed, or it takes no lambda.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Target:
     setting: Setting = Setting(conditioning="interpolate", noise="none")  # noqa: RUF009 - frozen
     classes: tuple[str, ...] | None = None
     shape: tuple[int, int, int] | None = None
+    switch_at: float | None = None
 
     def network(self, lam: float | None = None) -> Network:
         """The network at a lambda, 0 where None and the target takes one; do not change it.
@@ -178,6 +180,7 @@ def _run_target(path: Path, width: float) -> Target:
         Setting(0.0, setting.lambda_threshold, own, "none"),
         run.checkpoint.data.classes,
         run.checkpoint.data.shape,
+        setting.lambda_threshold if run.model.is_conditional and setting.conditioning == "switch" else None,
     )
 
 
@@ -206,6 +209,7 @@ def _file_target(path: Path) -> Target:
         Setting(0.0, own.lambda_threshold or 0.0, conditioning, "none"),
         own.classes,
         own.shape,
+        own.lambda_threshold if own.conditional and own.conditioning == "switch" else None,
     )
 
 

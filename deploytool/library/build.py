@@ -27,11 +27,11 @@ from torch import Tensor
 from deploytool.atomic import write_json
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Dataset
-from deploytool.errors import RecipeError
+from deploytool.errors import RecipeError, RunError
 from deploytool.explain.target import Target
 from deploytool.library.calibration import lower_threshold, split
 from deploytool.library.folder import Calibrated, Layer, Library, library_path, load_library, save_library
-from deploytool.library.networks import correlate
+from deploytool.library.networks import check_active, correlate
 from deploytool.library.novelty import Shelf
 from deploytool.library.patterns import Reading, sampled, scale
 from deploytool.library.progress import Progress, Search, load_progress, progress_path, save_progress
@@ -78,16 +78,14 @@ def build_library(
     folder = Path(folder)
     recipe, data = fill_in(recipe, target)
     train = data.train.head(recipe.images)
-    held = library_path(folder) if library_path(folder).exists() else progress_path(folder)
-    create_run(folder, recipe, resume, FILE, held)
-    if library_path(folder).exists():
-        load_library(folder).check_target(target)
-        result: Row = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return result
     lambdas = _lambdas(recipe, target)
     image = data.test.batch(slice(0, 8))[0]
     names = [section.layer for section in recipe.layers]
     network = {lam: watch(target, names, image, lam, device) for lam in lambdas}
+    held = library_path(folder) if library_path(folder).exists() else progress_path(folder)
+    create_run(folder, recipe, resume, FILE, held, "library")
+    if library_path(folder).exists():
+        return _finished(folder, target)
     progress = Progress.fresh(recipe, target.digest, train)
     if resume and held.exists():
         progress = load_progress(folder, recipe, progress)
@@ -95,10 +93,8 @@ def build_library(
     builder = _Builder(folder, recipe, train, network, len(data.info.classes), progress)
     for number in range(len(progress.finished), len(groups)):
         builder.build(groups[number], f"{number + 1}/{len(groups)}" if len(groups) > 1 else "")
-    switch_at = target.setting.lambda_threshold if target.setting.conditioning == "switch" else None
-    switch_at = switch_at if target.takes_lambda else None
     conditions = tuple(progress.finished)
-    library = Library(folder, recipe, data.info, target.digest, switch_at, lambdas, conditions)
+    library = Library(folder, recipe, data.info, target.digest, target.switch_at, lambdas, conditions)
     library = replace(library, calibration=_calibration(library, network, data))
     save_library(library)
     result = {
@@ -115,6 +111,16 @@ def build_library(
     }
     write_json(folder / RESULT, result)
     progress_path(folder).unlink(missing_ok=True)
+    return result
+
+
+def _finished(folder: Path, target: Target) -> Row:
+    """What the build of a finished library printed."""
+    load_library(folder).check_target(target)
+    try:
+        result: Row = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunError(f"{folder / RESULT} is absent or damaged; the libraries beside it are whole") from None
     return result
 
 
@@ -179,6 +185,7 @@ class _Builder:
             state.enter("patterns", shelves=[self._shelf(place, section) for place, section in enumerate(layers)])
         if state.phase == "patterns":
             self._pass(self._offer)
+            self._check_active()
             sums = [torch.zeros(shelf.size, self.classes, dtype=torch.float64) for shelf in state.shelves]
             state.enter("connections", sums=sums)
         self._pass(self._correlate)
@@ -258,6 +265,13 @@ class _Builder:
     def _offer(self, block: Block) -> None:
         for place, pattern in self._patterns(block):
             self.progress.shelves[place].offer(pattern, block.first)
+
+    def _check_active(self) -> None:
+        """Raise InputError where a library has fewer patterns than are to predict, before more time goes by."""
+        active = self.recipe.active
+        for shelf in self.progress.shelves:
+            for theta, size in zip(shelf.thetas, shelf.sizes, strict=True):
+                check_active(active, size, shelf.layer, theta)
 
     def _correlate(self, block: Block) -> None:
         for place, pattern in self._patterns(block):

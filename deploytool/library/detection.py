@@ -115,7 +115,8 @@ def detect(
         attacked images look more usual than clean ones), `fooled` (share whose answer the attack changed, None of
         foreign images), `detected` (share below the first set's threshold, None of others), `cpl_mean`, `n`.
         `clean`: `{set, cpl_mean}`; `verdict`: `{threshold, false_alarm_rate, false_alarms}`, what was asked for and
-        what the measured images say; `cpl`: the first set's values by name, for histograms; and what was measured with.
+        what the measured images say; `cpl`: the first set's values by name, for histograms; `combined_fitted_on`: the
+        attacks on calibration images, `{attack, eps}`; and what was measured with.
 
     Raises:
         RunError: the libraries are another network's. DataError: a foreign data set cannot be loaded.
@@ -124,8 +125,13 @@ def detect(
     """
     library.check_target(target)
     lam = default_lambda(library, lam)
+    if len(library.layers(lam)) < 2:
+        raise InputError(
+            f"{library.path} has libraries of one layer, which agrees with itself; build them of 2 or more"
+        )
+    foreign = {name: foreign_images(name, library.info.shape, plan.images, plan.seed) for name in plan.foreign}
     place = writable_folder(Path(folder or library.path / FOLDER), ADVICE)
-    study = _Study(library, target, plan, lam, writable_folder(place / "units", ADVICE), device)
+    study = _Study(library, target, plan, lam, foreign, writable_folder(place / "units", ADVICE), device)
     return study.document()
 
 
@@ -133,10 +139,17 @@ class _Study:
     """The units of one detection, each a set of scores, made when first asked for."""
 
     def __init__(
-        self, library: Library, target: Target, plan: DetectPlan, lam: float | None, units: Path, device: str
+        self,
+        library: Library,
+        target: Target,
+        plan: DetectPlan,
+        lam: float | None,
+        foreign: dict[str, Tensor],
+        units: Path,
+        device: str,
     ) -> None:
-        self.library, self.target, self.plan, self.lam, self.units = library, target, plan, lam, units
-        self.device = device
+        self.library, self.target, self.plan, self.lam = library, target, plan, lam
+        self.others, self.units, self.device = foreign, units, device
         chosen, measured = split(load_test(library), library.recipe.calibration, library.recipe.seed)
         self.parts = {"calibration": chosen.head(plan.images), "measured": measured.head(plan.images)}
         self.threshold_images = chosen
@@ -172,7 +185,7 @@ class _Study:
                 found[budget.name, budget.eps] = done(self.adaptive(budget), f"{budget.name} eps {budget.eps:g}")
             for name in plan.foreign:
                 found[f"foreign:{name}", None] = done(self.foreign(name), name)
-            detector = None
+            detector, kinds = None, set[tuple[str, float]]()
             if self.names:
                 kinds = {(plan.attacks[0], eps) for eps in plan.eps} | {(FIRST, eps) for eps in plan.eps}
                 known = [done(self.attacked("calibration", *kind), "combination") for kind in sorted(kinds)]
@@ -187,6 +200,7 @@ class _Study:
             "clean": [{"set": name, "cpl_mean": float(clean.cpl[name].mean())} for name in library.sets],
             "verdict": self._verdict(clean),
             "cpl": cpl,
+            "combined_fitted_on": [{"attack": name, "eps": eps} for name, eps in sorted(kinds)],
             "sets": library.sets,
             "library": str(library.path),
             "target": self.target.name,
@@ -238,7 +252,7 @@ class _Study:
         """Scores of another data set's images."""
 
         def images() -> Images:
-            image = foreign_images(name, self.library.info.shape, len(self.parts["measured"]), self.plan.seed)
+            image = self.others[name]
             return Images(image, torch.zeros(len(image), dtype=torch.int64))
 
         return self._unit(["foreign", name], images)

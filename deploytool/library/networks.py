@@ -56,12 +56,7 @@ class LayerLibrary:
 
     def check_active(self, active: int) -> int:
         """Return k of eq. 3 if there are so many nodes; raise InputError otherwise."""
-        if not 1 <= active <= len(self):
-            raise InputError(
-                f"active (={active}) must be in 1..{len(self)}: so many patterns has layer {self.title} at theta "
-                f"{self.theta:g}; lower active, or raise theta"
-            )
-        return active
+        return check_active(active, len(self), self.title, self.theta)
 
     def nearest(self, pattern: Scaled, active: int) -> tuple[Tensor, Tensor]:
         """The k most similar stored patterns: similarities (N, k) float32, descending, and indices (N, k) int64."""
@@ -83,6 +78,16 @@ class LayerLibrary:
         """
         near, index = self.nearest(scale(self.reading(activity), self.title), active)
         return predictions(near, self.connections[index])
+
+
+def check_active(active: int, size: int, layer: str, theta: float) -> int:
+    """Return k of eq. 3 if a library has so many patterns; raise InputError otherwise."""
+    if not 1 <= active <= size:
+        raise InputError(
+            f"active (={active}) must be in 1..{size}: so many patterns has layer {layer} at theta {theta:g}; lower "
+            "active, or raise theta"
+        )
+    return active
 
 
 def predictions(near: Tensor, connections: Tensor) -> Tensor:

@@ -64,11 +64,18 @@ def checkpoint_path(run: Path) -> Path:
     return run / "checkpoint.safetensors"
 
 
-def create_run(run: Path, recipe: Document, resume: bool, name: str = "recipe.yaml", held: Path | None = None) -> None:
+def create_run(
+    run: Path,
+    recipe: Document,
+    resume: bool,
+    name: str = "recipe.yaml",
+    held: Path | None = None,
+    kind: str = "run",
+) -> None:
     """Make the folder and write the recipe to a file; with `resume`, check that the folder's recipe is this one.
 
     A folder whose training never reached a checkpoint holds nothing to lose: its recipe is replaced. What holds more
-    than a recipe is the file `held`, a checkpoint where None.
+    than a recipe is the file `held`, a checkpoint where None; messages call the folder a `kind`.
 
     Raises:
         RunError: the folder holds a trained run already, or (with `resume`) one of another recipe, or other files.
@@ -76,14 +83,14 @@ def create_run(run: Path, recipe: Document, resume: bool, name: str = "recipe.ya
     file, held = run / name, held or checkpoint_path(run)
     if held.exists() and file.exists():
         if not resume:
-            raise RunError(f"{run} already holds a run; continue it with --resume, or name another folder with -o")
+            raise RunError(f"{run} already holds a {kind}; continue it with --resume, or name another folder with -o")
         differing = _differences(type(recipe).load(file), recipe)
         if differing:
             raise RunError(
                 f"{run} was started with another recipe ({'; '.join(differing)}); name another folder with -o"
             )
     elif run.exists() and not file.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise RunError(f"{run} exists and is no run of deploytool; name another folder with -o")
+        raise RunError(f"{run} exists and is no {kind} of deploytool; name another folder with -o")
     run.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run)
     if not held.exists():
