@@ -36,7 +36,7 @@ class Commands(click.Group):
             raise
         except KeyboardInterrupt:
             raise OneLineError(
-                "interrupted; what was finished is kept: train and build go on with --resume, all else when called again"
+                "interrupted; what was finished is kept: train and build go on with --resume, others when called again"
             ) from None
         except MemoryError:
             raise OneLineError("out of memory; try a smaller batch, fewer images or a smaller model") from None

@@ -14,7 +14,6 @@ pass. An interrupted build goes on at the last block that it wrote down, with th
 Libraries are made on the CPU; the network answers on `device`.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +26,7 @@ from torch import Tensor
 from deploytool.atomic import write_json
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Dataset
-from deploytool.errors import RecipeError, RunError
+from deploytool.errors import RecipeError
 from deploytool.explain.target import Target
 from deploytool.library.calibration import lower_threshold, split
 from deploytool.library.folder import Calibrated, Layer, Library, library_path, load_library, save_library
@@ -85,7 +84,9 @@ def build_library(
     held = library_path(folder) if library_path(folder).exists() else progress_path(folder)
     create_run(folder, recipe, resume, FILE, held, "library")
     if library_path(folder).exists():
-        return _finished(folder, target)
+        finished = load_library(folder)
+        finished.check_target(target)
+        return _result(finished, len(train), began)
     progress = Progress.fresh(recipe, target.digest, train)
     if resume and held.exists():
         progress = load_progress(folder, recipe, progress)
@@ -97,30 +98,25 @@ def build_library(
     library = Library(folder, recipe, data.info, target.digest, target.switch_at, lambdas, conditions)
     library = replace(library, calibration=_calibration(library, network, data))
     save_library(library)
+    return _result(library, len(train), began)
+
+
+def _result(library: Library, images: int, began: float) -> Row:
+    """What a build prints, written beside its libraries; what an interrupted one left is removed."""
     result = {
-        "library": str(folder),
-        "target": target.name,
-        "images": len(train),
+        "library": str(library.path),
+        "target": library.target,
+        "images": images,
         "seconds": round(time.monotonic() - began, 3),
-        "size_mb": round(library_path(folder).stat().st_size / 1e6, 6),
+        "size_mb": round(library_path(library.path).stat().st_size / 1e6, 6),
         "layers": _rows(library),
         "calibration": [
             {"lambda": each.lam, **{key: value for key, value in vars(each).items() if key != "lam"}}
             for each in library.calibration
         ],
     }
-    write_json(folder / RESULT, result)
-    progress_path(folder).unlink(missing_ok=True)
-    return result
-
-
-def _finished(folder: Path, target: Target) -> Row:
-    """What the build of a finished library printed."""
-    load_library(folder).check_target(target)
-    try:
-        result: Row = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise RunError(f"{folder / RESULT} is absent or damaged; the libraries beside it are whole") from None
+    write_json(library.path / RESULT, result)
+    progress_path(library.path).unlink(missing_ok=True)
     return result
 
 
