@@ -307,7 +307,7 @@ def _calibration(library: Library, network: dict[float | None, Watched], data: D
 
 def _rows(library: Library) -> list[Row]:
     rows = []
-    lambdas = library.lambdas if len(library.conditions) > 1 else (None,)
+    lambdas = (None,) if library.recipe.condition.libraries == "shared" else library.lambdas
     for lam, layers in zip(lambdas, library.conditions, strict=True):
         for layer in layers:
             for theta, own in zip(layer.thetas, layer.member.T, strict=True):

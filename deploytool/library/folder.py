@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deploytool.atomic import atomic_path
 from deploytool.data.catalogue import DatasetInfo
-from deploytool.errors import CheckpointError, InputError, RunError
+from deploytool.errors import CheckpointError, DataError, InputError, RunError
 from deploytool.explain.target import TORCHVISION, Target, open_target
 from deploytool.library.networks import LayerLibrary
 from deploytool.library.patterns import TYPES, Reading
@@ -30,6 +30,17 @@ from deploytool.runtime.library import choose
 from deploytool.training.run import read_info
 
 FORMAT = "deploytool-library-1"
+DAMAGE = (  # what reading a damaged file may raise
+    SafetensorError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    DataError,
+)
 TENSORS = ("codes", "scales", "source", "member", "rounding", "connections", "index", "mean", "std")
 
 
@@ -279,7 +290,7 @@ def load_library(path: str | os.PathLike[str]) -> Library:
         if metadata.get("format") != FORMAT:
             raise ValueError("no libraries of deploytool")
         library = _library(folder, recipe, metadata, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{file} is damaged ({reason}); build it anew") from None
     if metadata.get("recipe") != recipe.digest():
@@ -290,9 +301,17 @@ def load_library(path: str | os.PathLike[str]) -> Library:
 def _library(folder: Path, recipe: LibraryRecipe, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Library:
     """What a file holds; ValueError and the like where it is damaged."""
     info, lambdas = read_info(json.loads(metadata["data"])), tuple(json.loads(metadata["lambdas"]))
+    switch_at = json.loads(metadata["switch_at"])
     conditions = read_layers(json.loads(metadata["layers"]), recipe, tensors)
-    if len(conditions) not in (1, len(lambdas)) or not conditions[0]:
+    if not lambdas or len(conditions) not in (1, len(lambdas)):
         raise ValueError("lambdas and libraries do not fit")
+    if any(len(layers) != len(recipe.layers) for layers in conditions) or not recipe.layers:
+        raise ValueError("layers and recipe do not fit")
+    numbers = [each for each in lambdas if lambdas != (None,)]
+    if not all(_is_share(each) for each in numbers) or numbers != sorted(set(numbers)):
+        raise ValueError(f"lambdas {str(lambdas)[:40]}")
+    if switch_at is not None and not _is_share(switch_at):
+        raise ValueError(f"switch_at {str(switch_at)[:40]}")
     if any(layer.connections.shape[1] != len(info.classes) for layers in conditions for layer in layers):
         raise ValueError("connections and classes do not fit")
     return Library(
@@ -300,11 +319,15 @@ def _library(folder: Path, recipe: LibraryRecipe, metadata: dict[str, str], tens
         recipe,
         info,
         metadata["digest"],
-        json.loads(metadata["switch_at"]),
+        switch_at,
         lambdas,
         tuple(conditions),
         tuple(Calibrated(**each) for each in json.loads(metadata["calibration"])),
     )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _check_layer(layer: Layer, recipe: LibraryRecipe) -> None:
@@ -320,10 +343,14 @@ def _check_layer(layer: Layer, recipe: LibraryRecipe) -> None:
         raise ValueError(f"layer {layer.section.name} is stored as {layer.codes.dtype}")
     if not prod(layer.codes.shape) or not layer.member.any(0).all():
         raise ValueError(f"layer {layer.section.name} has an empty library")
+    if layer.scales.dtype != torch.float32 or layer.connections.dtype != torch.float32:
+        raise ValueError(f"scales or connections of layer {layer.section.name} are no float32")
     reading = layer.reading
     for name, part in (("index", reading.index), ("mean", reading.mean), ("std", reading.std)):
         if part is not None and tuple(part.shape) != (features,):
             raise ValueError(f"{name} of layer {layer.section.name} is {tuple(part.shape)}")
+    if reading.index is not None and (int(reading.index[0]) < 0 or not (reading.index.diff() > 0).all()):
+        raise ValueError(f"index of layer {layer.section.name} does not ascend from 0 up")
     numbers = [layer.codes, layer.scales, layer.connections, *(p for p in (reading.mean, reading.std) if p is not None)]
     if not all(bool(torch.isfinite(part.float()).all()) for part in numbers):
         raise ValueError(f"layer {layer.section.name} holds NaN or infinity")

@@ -110,9 +110,15 @@ def consistency(inputs: Sequence[Tensor]) -> Tensor:
     count = len(inputs)
     if count < 2:
         raise InputError(f"consistency of {count} layer has no pairs; name at least 2 layers")
-    units = torch.stack([each / each.norm(dim=1, keepdim=True).clamp(min=TINY) for each in inputs])
+    units = torch.stack([_unit(_unit(each, torch.inf)) for each in inputs])  # small squares would be 0
     together = units.sum(0).square().sum(1) - units.square().sum((0, 2))
     return together / (count * (count - 1))
+
+
+def _unit(rows: Tensor, order: float = 2) -> Tensor:
+    """Rows (N, K) of length 1 in a norm; 0 stays 0."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, order, dim=1, keepdim=True)
+    return rows / lengths.clamp(min=TINY)
 
 
 def kernel(near: Tensor) -> Tensor:

@@ -177,8 +177,9 @@ class Shelf:
             near = similarity(part, codes, self._scales[chunk])
             for level, theta in enumerate(self.thetas):
                 own = self._member[chunk, level]
-                known = ((near >= theta + self._doubt) & own).any(1)
-                unclear = ((near - theta).abs() < self._doubt) & own & (~known & waiting[rows, level])[:, None]
+                low, high = theta - self._doubt, theta + self._doubt
+                known = ((near >= high) & own).any(1)
+                unclear = (near > low) & (near < high) & own & (~known & waiting[rows, level])[:, None]
                 known |= self._decided(part.values, codes, unclear, theta)
                 waiting[rows, level] &= ~known
         return waiting
@@ -239,13 +240,14 @@ class Shelf:
             room: so many more are too many; None: none are.
         """
         stored: list[int] = []
+        low, high = theta - self._doubt, theta + self._doubt
         for row in range(len(pending)):
             if not pending[row] or len(stored) == room:
                 continue
             stored.append(row)
             later, column = pending[row + 1 :], near[row, row + 1 :]
-            unclear = np.flatnonzero(later & (np.abs(column - theta) < self._doubt)) + row + 1
-            later &= column < theta
+            unclear = np.flatnonzero(later & (column > low) & (column < high)) + row + 1
+            later &= column < high
             if len(unclear):
                 pairs = torch.from_numpy(np.stack([unclear, np.full_like(unclear, row)], axis=1))
                 pending[unclear] = (self._exact(block.values, codes, pairs) < theta).numpy()

@@ -46,6 +46,11 @@ class Reading:
         """Patterns (N, F) float32 of an activity (N, ...); gradients flow."""
         flat = activity.float().flatten(1)
         if self.index is not None:
+            if int(self.index[-1]) >= flat.shape[1]:  # ascending
+                raise InputError(
+                    f"layer {self.layer} has {flat.shape[1]} values, its libraries read number {int(self.index[-1])}; "
+                    "build them anew"
+                )
             flat = flat[:, self.index]
         return flat if self.mean is None or self.std is None else (flat - self.mean) / self.std
 
@@ -144,9 +149,9 @@ def rounding_error(features: int) -> float:
     """By how much `similarity` may be off, whatever the order of its sums.
 
     For rows of length 1, |fl(<a, b>) - <a, b>| <= n u / (1 - n u) with u = 2^-24 and n roundings: F of the product, F
-    of the two lengths (half of each length's sum, under its root), and a few that divide by them.
+    of the two lengths (half of each length's sum, under its root), and a few that divide by them and that round theta.
 
     Reference: N. J. Higham, Accuracy and stability of numerical algorithms, 2002, section 3.1.
     """
-    n = (2 * features + 8) * 2.0**-24
+    n = (2 * features + 16) * 2.0**-24
     return float(n / (1 - n)) if n < 0.5 else 2.0

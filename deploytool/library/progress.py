@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from deploytool.data.images import Images
 from deploytool.digests import state_digest
 from deploytool.errors import CheckpointError, RunError
-from deploytool.library.folder import Layer, read_layers, write_layers, write_tensors
+from deploytool.library.folder import DAMAGE, Layer, read_layers, write_layers, write_tensors
 from deploytool.library.novelty import Shelf
 from deploytool.library.patterns import EPSILON
 from deploytool.library.recipe import LibraryRecipe
 
 FORMAT = "deploytool-build-1"
+PHASES = ("statistics", "search", "patterns", "connections")
 GRID = 10_000  # thresholds are searched for in steps of 1 / GRID
 ASKED = 9  # thresholds of one round
 
@@ -189,7 +190,7 @@ def load_progress(folder: Path, recipe: LibraryRecipe, fresh: Progress) -> Progr
             raise ValueError("no build of deploytool")
         document = json.loads(metadata["progress"])
         found = _progress(document, recipe, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{file} is damaged ({reason}); remove {folder} and build anew") from None
     for name in ("recipe", "digest", "images"):
@@ -200,6 +201,8 @@ def load_progress(folder: Path, recipe: LibraryRecipe, fresh: Progress) -> Progr
 
 
 def _progress(document: dict[str, Any], recipe: LibraryRecipe, tensors: dict[str, Tensor]) -> Progress:
+    if document["phase"] not in PHASES or not int(document["block"]) >= 0:
+        raise ValueError(f"phase {str(document['phase'])[:40]}, block {document['block']}")
     shelves = []
     for place, (layer, thetas, storage) in enumerate(document["shelves"]):
         own = {name: tensors[f"shelf.{place}.{name}"] for name in Shelf.TENSORS}

@@ -45,7 +45,9 @@ class LayerSection(Section):
         None, ge=1, le=100_000_000, description="so many random values of the activity, as in section 3.3; null: all"
     )
     modulation: Literal["none", "batch-norm"] = Field(
-        "none", description="batch-norm: each channel less its mean, over its deviation, both of the training images"
+        "none",
+        description="batch-norm: each channel less its mean, over its deviation, both of the training images; every "
+        "value of joined layers is a channel of its own",
     )
 
     @field_validator("theta")

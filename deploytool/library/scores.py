@@ -110,18 +110,18 @@ class Scorer:
         known: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
         for libraries in self.sets.values():
             for each in libraries:
-                if (each.layer, each.theta) not in known:
+                if (each.title, each.theta) not in known:
                     pattern = scale(each.reading(block.activity[each.layer]), each.title, block.first)
                     near, index = each.nearest(pattern, self.active)
-                    known[each.layer, each.theta] = near, predictions(near, each.connections[index])
-        inputs = {name: [known[each.layer, each.theta][1] for each in own] for name, own in self.sets.items()}
+                    known[each.title, each.theta] = near, predictions(near, each.connections[index])
+        inputs = {name: [known[each.title, each.theta][1] for each in own] for name, own in self.sets.items()}
         softmax = block.logits.softmax(1).amax(1)
         product, _ = most_active(
             self._directions(block.activity[self.features]), self.bank, min(NEIGHBOURS, len(self.bank))
         )
         knn = -(2 - 2 * product[:, -1]).clamp(min=0).sqrt()
         first = next(iter(self.sets))
-        nearest = [known[each.layer, each.theta][0][:, 0] for each in self.sets[first]]
+        nearest = [known[each.title, each.theta][0][:, 0] for each in self.sets[first]]
         beside = [*nearest, knn, block.logits.logsumexp(1), _log_odds(block.logits)]
         return Scores(
             {name: consistency(own) for name, own in inputs.items()},

@@ -114,7 +114,6 @@ def watch_module(network: nn.Module, layers: Sequence[str]) -> Watched:
     modules = dict(network.named_modules())
     parts = parts_of(layers)
     place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-    in_place = any(getattr(module, "inplace", False) for module in modules.values())  # they change what others gave
     for part in parts:
         name = part.removesuffix(INPUT)
         if part != LOGITS and (name not in modules or not name):
@@ -123,21 +122,21 @@ def watch_module(network: nn.Module, layers: Sequence[str]) -> Watched:
     def watched(image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         seen: dict[str, Any] = {}
 
-        def reader(part: str) -> Callable[..., None]:
-            def read(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
-                value = (given[0] if given else None) if part.endswith(INPUT) else result
-                seen[part] = value.clone() if in_place and isinstance(value, Tensor) else value
+        def keep(part: str, value: Any) -> None:
+            seen[part] = value.clone() if isinstance(value, Tensor) else value  # what follows may change it in place
 
-            return read
+        def hook(part: str) -> Any:
+            if part.endswith(INPUT):
+                module = modules[part.removesuffix(INPUT)]
+                return module.register_forward_pre_hook(lambda _, given: keep(part, given[0] if given else None))
+            return modules[part].register_forward_hook(lambda _, given, result: keep(part, result))
 
-        hooks = [
-            modules[part.removesuffix(INPUT)].register_forward_hook(reader(part)) for part in parts if part != LOGITS
-        ]
+        hooks = [hook(part) for part in parts if part != LOGITS]
         try:
             seen[LOGITS] = logits = network(image.to(place))
         finally:
-            for hook in hooks:
-                hook.remove()
+            for each in hooks:
+                each.remove()
         for part in parts:
             if part not in seen:
                 raise InputError(f"layer {part} is never run by its network; name another")
@@ -182,7 +181,10 @@ def _tensor(graph: onnx.GraphProto, part: str) -> str:
     stored = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if part.endswith(INPUT) and node.name == part.removesuffix(INPUT) != "":
-            return next(name for name in node.input if name not in stored)
+            given = [name for name in node.input if name and name not in stored]
+            if not given:
+                raise InputError(f"layer {part}: the node is given nothing that it computes with; name another")
+            return given[0]
         if part in node.output or (node.name == part != ""):
             return part if part in node.output else node.output[0]
     raise _unknown(part, [*(node.name for node in graph.node if node.name), *_made(graph), LOGITS])

@@ -315,7 +315,6 @@ def test_a_shared_library(float_each: Library, trained_run: Any, tmp_path: Path)
     assert [each.lam for each in library.calibration] == [0.0, 1.0]
 
 
-@pytest.mark.xfail(strict=True, reason="a single condition is taken for a shared one")
 def test_rows_say_a_single_lambda(trained_run: Any, tmp_path: Path) -> None:
     """Only where libraries are shared, or the target takes none, is it None."""
     result = build_library(open_target(trained_run.path), float_made(condition={"lambdas": [1.0]}), tmp_path / "x")
@@ -514,7 +513,6 @@ def test_damaged_notes_are_one_line(images: str, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="the phase is not checked when it is read")
 def test_notes_of_an_unknown_phase(images: str, tmp_path: Path) -> None:
     """One turned bit makes `patterns` something else."""
     target, recipe = module_target(Tiny()), made(images)

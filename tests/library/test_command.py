@@ -154,7 +154,7 @@ def test_build_refuses_in_one_line(plain_run: Run, recipe: Path, tmp_path: Path)
     file = tmp_path / "file"
     file.write_text("mine")
     assert_one_line_error(library("build", plain_run.path, recipe, "-o", file / "library"), str(file))
-    assert_one_line_error(library("build", plain_run.path, recipe, "-o", tmp_path), "is no run of deploytool")
+    assert_one_line_error(library("build", plain_run.path, recipe, "-o", tmp_path), "is no library of deploytool")
     assert file.read_text() == "mine"
 
 

@@ -159,10 +159,6 @@ def rewritten(folder: Path, metadata: dict[str, Any] | None = None, **tensors: T
     )
 
 
-UNREAD = "not checked when loaded: something else than an error of deploytool's is raised when it is used"
-FLAT = "IndexError is not among what a damaged file may raise"
-
-
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
@@ -187,8 +183,8 @@ FLAT = "IndexError is not among what a damaged file may raise"
         ("1_1_connections", torch.ones(5, 10)),
         ("1_1_connections", torch.full((6, 10), -torch.inf)),
         ("1_1_connections", None),
-        pytest.param("0_0_index", torch.tensor([0, -5, 3, 10**9]), marks=pytest.mark.xfail(strict=True, reason=UNREAD)),
-        pytest.param("1_1_connections", torch.ones(6), marks=pytest.mark.xfail(strict=True, reason=FLAT)),
+        ("0_0_index", torch.tensor([0, -5, 3, 10**9])),
+        ("1_1_connections", torch.ones(6)),
         ("0_0_index", torch.zeros(5, dtype=torch.int64)),
         ("0_1_mean", torch.zeros(5)),
         ("0_1_std", torch.full((6,), torch.nan)),
@@ -219,9 +215,9 @@ def test_tensors_that_do_not_fit(name: str, tensor: Tensor | None, tmp_path: Pat
         ("calibration", '[{"lam": 0}]'),
         ("calibration", "[3]"),
         ("switch_at", None),
-        pytest.param("switch_at", '"a"', marks=pytest.mark.xfail(strict=True, reason=UNREAD)),
-        pytest.param("lambdas", '["a", "b"]', marks=pytest.mark.xfail(strict=True, reason=UNREAD)),
-        pytest.param("lambdas+layers", "[]", marks=pytest.mark.xfail(strict=True, reason=FLAT)),
+        ("switch_at", '"a"'),
+        ("lambdas", '["a", "b"]'),
+        ("lambdas+layers", "[]"),
     ],
 )
 def test_metadata_that_is_none(name: str, text: str | None, tmp_path: Path) -> None:
@@ -238,17 +234,13 @@ def edited(folder: Path, edit: Any) -> None:
     rewritten(folder, {"layers": json.dumps(document)})
 
 
-HUGE = pytest.param(10**400, marks=pytest.mark.xfail(strict=True, reason="OverflowError is not among what is caught"))
-
-
-@pytest.mark.parametrize("seconds", ["soon", None, [], HUGE])
+@pytest.mark.parametrize("seconds", ["soon", None, [], 10**400])
 def test_seconds_that_are_no_float(seconds: Any, tmp_path: Path) -> None:
     save_library(made(tmp_path))
     edited(tmp_path, lambda document: document[0][0].update(seconds=seconds))
     refused(tmp_path, "is damaged")
 
 
-@pytest.mark.xfail(strict=True, reason=UNREAD)
 def test_a_condition_that_lacks_a_layer(tmp_path: Path) -> None:
     save_library(made(tmp_path))
     edited(tmp_path, lambda document: document[1].pop())

@@ -266,10 +266,6 @@ def test_patterns_without_direction_are_refused(value: float, words: str) -> Non
     assert all(torch.equal(tensor, before[name]) for name, tensor in shelf.state().items())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Shelf._unknown compares near with theta + doubt, and near - theta with doubt: rounded apart, both say no",
-)
 def test_every_float32_similarity_is_near_far_or_unclear() -> None:
     """Theta below 0 has coarser float32 neighbours than similarities above it: none may fall between the cases."""
     patterns = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

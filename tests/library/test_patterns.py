@@ -91,9 +91,9 @@ def test_extreme_magnitudes_keep_their_direction(magnitude: float) -> None:
 
 
 def test_rounding_error_by_hand() -> None:
-    """(2 F + 8) u / (1 - (2 F + 8) u); beyond half, nothing is known of a cosine."""
-    assert rounding_error(4) == pytest.approx(16 * UNIT, rel=1e-6)
-    assert rounding_error(2**20 - 4) == pytest.approx((1 / 8) / (7 / 8), rel=1e-12)
+    """(2 F + 16) u / (1 - (2 F + 16) u); beyond half, nothing is known of a cosine."""
+    assert rounding_error(4) == pytest.approx(24 * UNIT, rel=1e-5)
+    assert rounding_error(2**20 - 8) == pytest.approx((1 / 8) / (7 / 8), rel=1e-12)
     assert rounding_error(2**22) == 2.0
     errors = [rounding_error(features) for features in (1, 10, 1000, 2**21)]
     assert errors == sorted(errors)

@@ -114,7 +114,6 @@ def test_a_library_too_small_is_refused(library: Library, plain_run: Any) -> Non
         Scorer(few, open_target(plain_run.path), None)
 
 
-@pytest.mark.xfail(strict=True, reason="predictions are kept by layer and theta, which two sections may share")
 def test_one_layer_read_in_two_ways(plain_run: Any, test_images: Images, tmp_path: Path) -> None:
     """A layer with and without modulation, at the same threshold: two libraries, whose answers differ."""
     layers = [

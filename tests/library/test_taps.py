@@ -79,7 +79,6 @@ def test_names_alone(name: str) -> None:
     torch.testing.assert_close(found[name], by_hand(network, IMAGE)[name])
 
 
-@pytest.mark.xfail(strict=True, reason="read after the module has run, when its input has been changed in place")
 def test_what_an_activation_in_place_is_given() -> None:
     network = Small().eval()
     _, found = watch_module(network, ["relu:input"])(IMAGE)
@@ -100,7 +99,6 @@ class Adding(nn.Module):
         return F.relu(out, inplace=True).flatten(2).mean(2).repeat(1, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="activities are copied only where a module has an attribute inplace")
 def test_what_a_function_changes_in_place() -> None:
     network = Adding().eval()
     _, found = watch_module(network, ["conv"])(IMAGE)
@@ -245,7 +243,6 @@ def test_names_that_a_foreign_file_has_not(tmp_path: Path) -> None:
         watch(target, ["unit"], IMAGE)
 
 
-@pytest.mark.xfail(strict=True, raises=StopIteration, reason="a node that is given nothing but stored tensors")
 def test_a_node_without_input(tmp_path: Path) -> None:
     target = open_target(foreign_file(tmp_path, Small()))
     with pytest.raises(InputError):
