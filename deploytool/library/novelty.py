@@ -12,7 +12,9 @@ float32 cannot tell a similarity from theta, float64 decides.
 Several thresholds share one shelf: a pattern is kept once, and belongs to the libraries of those that it is new to.
 """
 
+import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ Array = np.ndarray[Any, Any]
 CHUNK = 256  # stored patterns of one product
 SKETCH = 1024  # values that long patterns are first compared in
 LONG = 4 * SKETCH  # what is long
-LOOKED_AT = 4  # stored patterns that look nearest
+LOOKED_AT = 6  # stored patterns that look nearest
 ROOM = 256  # patterns that a shelf has room for at first
 PRODUCT_VALUES = 1 << 17  # of row by row products at once
 PAIR_VALUES = 1 << 22  # of float64 decisions at once: 3 * 32 MiB
@@ -51,6 +53,24 @@ def check_theta(theta: float) -> float:
             f"theta (={theta:g}) must be in (-1, 1]; it is a cosine similarity, and the higher, the larger the library"
         )
     return float(theta)
+
+
+@lru_cache
+def sketch_type() -> torch.dtype:
+    """What the first look is taken in: bfloat16 where this processor multiplies it faster, which few older ones do.
+
+    It decides nothing but who is looked at in full.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        one = torch.ones(CHUNK, SKETCH, dtype=dtype)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            one @ one.T
+            times.append(time.perf_counter() - began)
+        seconds[dtype] = min(times)
+    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 class Shelf:
@@ -93,8 +113,10 @@ class Shelf:
         self._scales, self._rounding = torch.empty(0), torch.empty(0)
         self._source = torch.empty(0, dtype=torch.int64)
         self._member = torch.empty(0, len(self.thetas), dtype=torch.bool)
+        self._room = torch.empty(0, features)
         self._sampled = sampled(SKETCH, features, 0) if features >= LONG else None
-        self._sketch = torch.empty(0, 0 if self._sampled is None else SKETCH)
+        width = 0 if self._sampled is None else SKETCH
+        self._sketch = torch.empty(0, width, dtype=sketch_type() if width else torch.float32)
         self.given_up = torch.zeros(len(self.thetas), dtype=torch.bool)
         self._doubt = rounding_error(features)
 
@@ -151,7 +173,9 @@ class Shelf:
         Raises:
             InputError: a pattern is 0 everywhere, NaN or infinite; nothing of the block is stored.
         """
-        block = scale(pattern, self.layer, first)
+        if len(self._room) < len(pattern):  # fresh memory for each block costs as much as filling it
+            self._room = torch.empty_like(pattern)
+        block = scale(pattern, self.layer, first, self._room[: len(pattern)])
         waiting = ~self.given_up.expand(len(block), -1)
         waiting = self._unknown(block, waiting.clone())
         rows = waiting.any(1).nonzero()[:, 0]
@@ -187,7 +211,8 @@ class Shelf:
     def _look(self, block: Scaled, waiting: Tensor) -> None:
         """Settle whoever is near enough to one of the patterns that look nearest in some of their values."""
         assert self._sampled is not None
-        looks = F.normalize(block.values.index_select(1, self._sampled)) @ self._sketch[: self.size].T
+        seen = F.normalize(block.values.index_select(1, self._sampled)).to(self._sketch.dtype)
+        looks = seen @ self._sketch[: self.size].T
         for level, theta in enumerate(self.thetas):
             own = looks.masked_fill(~self.member[:, level], -torch.inf)
             nearest = own.topk(min(LOOKED_AT, self.size), dim=1).indices
@@ -222,10 +247,10 @@ class Shelf:
                 kept[row, level] = True
         new = kept.any(1)
         codes, scales, block = codes[new], scales[new], block[new]
-        lost = (codes.float() * scales[:, None] - block.unit()).square().sum(1) / 2  # 1 - cosine, of length 1
-        self._append(
-            codes, scales, source[new], kept[new], lost if self.storage != "float32" else torch.zeros_like(lost)
-        )
+        lost = torch.zeros_like(scales)
+        if self.storage != "float32":
+            lost = (codes.float() * scales[:, None] - block.unit()).square().sum(1) / 2  # 1 - cosine, of length 1
+        self._append(codes, scales, source[new], kept[new], lost)
 
     def _in_order(
         self, block: Scaled, codes: Tensor, near: Array, pending: Array, theta: float, room: int | None
@@ -256,12 +281,12 @@ class Shelf:
     def _append(self, codes: Tensor, scales: Tensor, source: Tensor, member: Tensor, rounding: Tensor) -> None:
         needed = self.size + len(codes)
         if needed > len(self._codes):
-            self._grow(max(needed, ROOM, len(self._codes) * 3 // 2))
+            self._grow(max(needed, ROOM, 2 * len(self._codes)))
         rows = slice(self.size, needed)
         self._codes[rows], self._scales[rows], self._source[rows] = codes, scales, source
         self._member[rows], self._rounding[rows] = member, rounding
         if self._sampled is not None:
-            self._sketch[rows] = F.normalize(codes[:, self._sampled].float())
+            self._sketch[rows] = F.normalize(codes[:, self._sampled].float()).to(self._sketch.dtype)
         self.size = needed
 
     def _grow(self, room: int) -> None:

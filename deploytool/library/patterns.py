@@ -86,13 +86,14 @@ class Scaled:
         return self.values * self.inverse[:, None]
 
 
-def scale(pattern: Tensor, layer: str, first: int = 0) -> Scaled:
+def scale(pattern: Tensor, layer: str, first: int = 0, room: Tensor | None = None) -> Scaled:
     """Make patterns (N, F) comparable.
 
     Args:
         pattern: float32.
         layer: its name, for messages.
         first: index of the first image, for messages.
+        room: (N, F) float32 that the result is written to, where there is some already.
 
     Raises:
         InputError: a pattern has no direction (it is 0 everywhere), or holds NaN or infinity.
@@ -110,7 +111,8 @@ def scale(pattern: Tensor, layer: str, first: int = 0) -> Scaled:
             "direction; sample more of its values, set modulation batch-norm, or name another layer"
         )
     _, exponent = torch.frexp(largest)
-    values = pattern * torch.ldexp(torch.ones_like(largest), -exponent.clamp(min=-MAX_EXPONENT))[:, None]
+    powers = torch.ldexp(torch.ones_like(largest), -exponent.clamp(min=-MAX_EXPONENT))
+    values = torch.mul(pattern, powers[:, None], out=room)
     return Scaled(values, 1 / values.norm(dim=1))
 
 
