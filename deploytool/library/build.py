@@ -45,7 +45,8 @@ from deploytool.training.run import create_run
 Row = dict[str, Any]
 
 RESULT = "library.json"
-SAVE_S = 30.0  # between two notes of where a build stands
+SAVE_S = 30.0  # between two notes of where a build stands, at least
+SAVE_SHARE = 0.05  # of the time, at most, goes into them
 
 
 def build_library(
@@ -164,7 +165,7 @@ class _Builder:
         self.size = block_size(first, image)
         _, activity = first(image)
         self.features = [activity[section.layer].numel() for section in recipe.layers]
-        self.saved = time.monotonic()
+        self.next_note = time.monotonic() + SAVE_S
 
     def build(self, lambdas: list[float | None], note: str) -> None:
         """The libraries of one condition, from its activity at some lambdas, one after the other."""
@@ -204,9 +205,11 @@ class _Builder:
 
     def _note(self, bar: Bar, kept: bool) -> None:
         bar.advance()
-        if kept and time.monotonic() - self.saved > SAVE_S:
+        began = time.monotonic()
+        if kept and began > self.next_note:
             save_progress(self.folder, self.progress)
-            self.saved = time.monotonic()
+            now = time.monotonic()
+            self.next_note = now + max(SAVE_S, (now - began) / SAVE_SHARE)
 
     def _patterns(self, block: Block) -> Iterator[tuple[int, Tensor]]:
         """Each layer's place and patterns (B, F), its time counted until the next one is asked for."""
