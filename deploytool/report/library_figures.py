@@ -179,7 +179,7 @@ def _histogram(panel: Any, document: Row, letter: str) -> None:
     edges = np.linspace(min(least, 0.98), 1.0, BINS + 1)
     for index, (name, each) in enumerate(values.items()):
         weights = np.full(len(each), 1 / len(each))
-        style: Row = {"bins": edges, "weights": weights, "label": _plain(name), "color": COLOURS[index % len(COLOURS)]}
+        style: Row = {"bins": edges, "weights": weights, "label": _short(name), "color": COLOURS[index % len(COLOURS)]}
         if name == "clean":
             panel.hist(each, histtype="stepfilled", alpha=0.45, **style)
         else:
@@ -196,6 +196,11 @@ def _histogram(panel: Any, document: Row, letter: str) -> None:
     top = max(np.histogram(each, edges)[0].max() / len(each) for each in values.values())
     panel.set_ylim(0.5 / max(len(each) for each in values.values()), 12.0 * top)
     _open_panel(panel)
+
+
+def _short(attack: str) -> str:
+    """The name of foreign images without the folders on the way to them."""
+    return _plain(attack.rpartition("/")[2] if attack.startswith("foreign:") else attack).removeprefix("foreign:")
 
 
 def _histograms(rows: Sequence[Row]) -> list[str]:
@@ -225,7 +230,7 @@ def _areas(panel: Any, rows: Sequence[Row], sets: Sequence[str], names: Sequence
             x = [row["eps"] for row in chosen]
         panel.plot(x, [row[measure] for row in chosen], **style)
     if names:
-        panel.set_xticks(range(len(names)), [_plain(name.removeprefix("foreign:")) for name in names])
+        panel.set_xticks(range(len(names)), [_short(name) for name in names])
         panel.set_xlim(-0.5, len(names) - 0.5)
     least = min((value for line in panel.lines for value in line.get_ydata()), default=0.5)
     panel.axhline(0.5, color="#888888", linewidth=0.8)
