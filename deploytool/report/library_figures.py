@@ -9,6 +9,7 @@ from deploytool.report.heatmaps import COLOURS as HEAT
 from deploytool.report.heatmaps import short_name
 from deploytool.report.plots import COLOURS, LOG_FROM, MARKERS, save_figure
 
+FOREIGN = "foreign:"  # before the name of a data set
 Row = dict[str, Any]
 
 DECADES = 4  # of the confusion index that colours tell apart
@@ -200,7 +201,9 @@ def _histogram(panel: Any, document: Row, letter: str) -> None:
 
 def _short(attack: str) -> str:
     """The name of foreign images without the folders on the way to them."""
-    return _plain(attack.rpartition("/")[2] if attack.startswith("foreign:") else attack).removeprefix("foreign:")
+    if not attack.startswith(FOREIGN):
+        return _plain(attack)
+    return FOREIGN + _plain(attack.removeprefix(FOREIGN).rpartition("/")[2])
 
 
 def _histograms(rows: Sequence[Row]) -> list[str]:
@@ -230,7 +233,7 @@ def _areas(panel: Any, rows: Sequence[Row], sets: Sequence[str], names: Sequence
             x = [row["eps"] for row in chosen]
         panel.plot(x, [row[measure] for row in chosen], **style)
     if names:
-        panel.set_xticks(range(len(names)), [_short(name) for name in names])
+        panel.set_xticks(range(len(names)), [_short(name).removeprefix(FOREIGN) for name in names])
         panel.set_xlim(-0.5, len(names) - 0.5)
     least = min((value for line in panel.lines for value in line.get_ydata()), default=0.5)
     panel.axhline(0.5, color="#888888", linewidth=0.8)
