@@ -270,6 +270,15 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise RunError(f"{file} cannot be written ({reason}); make room and use --resume") from None
 
 
+def read_tensors(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file whose `format` is `kind`; one of `DAMAGE` where it is none."""
+    with safe_open(file, framework="pt") as archive:
+        metadata: dict[str, str] = archive.metadata() or {}
+        if metadata.get("format") != kind:
+            raise ValueError(f"no {kind}")
+        return {name: archive.get_tensor(name) for name in archive.keys()}, metadata  # noqa: SIM118 - no mapping
+
+
 def load_library(path: str | os.PathLike[str]) -> Library:
     """Load the libraries of a folder.
 
@@ -284,11 +293,7 @@ def load_library(path: str | os.PathLike[str]) -> Library:
     if not file.is_file():
         raise CheckpointError(f"{folder} has no {file.name}; finish it: deploytool library build RUN --resume")
     try:
-        with safe_open(file, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
-        if metadata.get("format") != FORMAT:
-            raise ValueError("no libraries of deploytool")
+        tensors, metadata = read_tensors(file, FORMAT)
         library = _library(folder, recipe, metadata, tensors)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:160]

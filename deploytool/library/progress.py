@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from deploytool.data.images import Images
 from deploytool.digests import state_digest
 from deploytool.errors import CheckpointError, RunError
-from deploytool.library.folder import DAMAGE, Layer, read_layers, write_layers, write_tensors
+from deploytool.library.folder import DAMAGE, Layer, read_layers, read_tensors, write_layers, write_tensors
 from deploytool.library.novelty import Shelf
 from deploytool.library.patterns import EPSILON
 from deploytool.library.recipe import LibraryRecipe
@@ -183,11 +182,7 @@ def load_progress(folder: Path, recipe: LibraryRecipe, fresh: Progress) -> Progr
     """
     file = progress_path(folder)
     try:
-        with safe_open(file, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - no mapping
-        if metadata.get("format") != FORMAT:
-            raise ValueError("no build of deploytool")
+        tensors, metadata = read_tensors(file, FORMAT)
         document = json.loads(metadata["progress"])
         found = _progress(document, recipe, tensors)
     except DAMAGE as error:

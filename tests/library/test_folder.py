@@ -223,7 +223,7 @@ def test_tensors_that_do_not_fit(name: str, tensor: Tensor | None, tmp_path: Pat
 def test_metadata_that_is_none(name: str, text: str | None, tmp_path: Path) -> None:
     save_library(made(tmp_path))
     rewritten(tmp_path, dict.fromkeys(name.split("+"), text))
-    refused(tmp_path, "is damaged|no libraries of deploytool")
+    refused(tmp_path, "is damaged|no deploytool-library-1")
 
 
 def edited(folder: Path, edit: Any) -> None:
@@ -255,7 +255,7 @@ def test_foreign_files(tmp_path: Path) -> None:
         file.write_bytes(content)
         refused(tmp_path, "is damaged")
     save_file({"a": torch.ones(2)}, file)
-    refused(tmp_path, "no libraries of deploytool")
+    refused(tmp_path, "no deploytool-library-1")
     file.unlink()
     file.mkdir()
     refused(tmp_path, "library.safetensors")
