@@ -10,7 +10,8 @@ from deploytool.data.images import Images
 from deploytool.errors import InputError
 from deploytool.explain.target import Target
 from deploytool.library.folder import Layer, Library
-from deploytool.library.streams import Block, block_size, blocks
+from deploytool.library.networks import check_active
+from deploytool.library.streams import Block, block_size, blocks, layer_inputs
 from deploytool.library.taps import watch
 from deploytool.progress import progress_bar
 
@@ -33,8 +34,8 @@ def predict(
     Returns:
         `layers`: for each layer and threshold `{layer, theta, size, features, top1_agreement, top3_agreement,
         top1_accuracy}`: shares of the images, in [0, 1], whose best answer of the library is the network's, whose
-        three best hold it, and whose best is the label; `network_accuracy`, `n`, `active`, `lambda`, `library`,
-        `target`.
+        three best hold it, and whose best is the label; `network_accuracy`, `n`, `active`, `lambda`, `library_lambda`
+        (at which the libraries that answer were built; None where all share them), `library`, `target`.
 
     Raises:
         RunError: the libraries are another network's. InputError: lambda is not what it takes, or a library has fewer
@@ -50,7 +51,7 @@ def predict(
     right = 0
     for block, label in watched_blocks(library, target, test, lam, device):
         right += int((block.answer == label).sum())
-        for (place, theta), inputs in layer_inputs(layers, block, active):
+        for (place, theta), inputs in block_answers(layers, block, active):
             best = inputs.topk(min(BEST, inputs.shape[1])).indices
             found = [best[:, 0] == block.answer, (best == block.answer[:, None]).any(1), best[:, 0] == label]
             count = hits.setdefault((place, theta), [0, 0, 0])
@@ -63,7 +64,7 @@ def predict(
             {
                 "layer": layer.section.name,
                 "theta": theta,
-                "size": int(layer.member[:, layer.thetas.index(theta)].sum()),
+                "size": layer.size(theta),
                 "features": layer.features,
                 "top1_agreement": top1,
                 "top3_agreement": top3,
@@ -76,6 +77,7 @@ def predict(
         "n": len(test),
         "active": active,
         "lambda": lam,
+        "library_lambda": library.built_lambda(lam),
         "library": str(library.path),
         "target": target.name,
     }
@@ -85,14 +87,15 @@ def check_enough(layers: Sequence[Layer], active: int) -> None:
     """Raise InputError unless every library has `active` patterns."""
     for layer in layers:
         for theta in layer.thetas:
-            layer.at(theta).check_active(active)
+            check_active(active, layer.size(theta), layer.section.name, theta)
 
 
-def layer_inputs(layers: Sequence[Layer], block: Block, active: int) -> Iterator[tuple[tuple[int, float], Tensor]]:
+def block_answers(layers: Sequence[Layer], block: Block, active: int) -> Iterator[tuple[tuple[int, float], Tensor]]:
     """Inputs to the prediction nodes (B, K), by the layer's place and the threshold."""
     for place, layer in enumerate(layers):
-        for theta in layer.thetas:
-            yield (place, theta), layer.at(theta).predict(block.activity[layer.section.layer], active)
+        found = layer_inputs(layer, block.activity[layer.section.layer], active, block.first)
+        for theta, (_, inputs) in found.items():
+            yield (place, theta), inputs
 
 
 def watched_blocks(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deploytool.explain.target import Target
-from deploytool.library.agreement import check_enough, default_lambda, layer_inputs, load_test, watched_blocks
+from deploytool.library.agreement import block_answers, check_enough, default_lambda, load_test, watched_blocks
 from deploytool.library.folder import Library
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def confusion(
         `layers`: for each layer and threshold `{layer, theta, size, right, matrix}`, `right` being images that the
         library answers rightly, and `matrix` CI (K, K), from class (row) d1 to d2; None in the row of a class of
         which there is none. `most`: the five largest CI of each layer's highest threshold, `{layer, class,
-        confused_with, index}`. `classes`, `n`, `active`, `lambda`, `library`, `target`.
+        confused_with, index}`. `classes`, `n`, `active`, `lambda`, `library_lambda`, `library`, `target`.
 
     Raises:
         As `predict`.
@@ -68,7 +68,7 @@ def confusion(
     sums: dict[tuple[int, float], Tensor] = {}
     right: dict[tuple[int, float], int] = {}
     for block, label in watched_blocks(library, target, test, lam, device):
-        for key, inputs in layer_inputs(layers, block, active):
+        for key, inputs in block_answers(layers, block, active):
             sums[key] = sums.get(key, 0) + coactivation(inputs, label)
             right[key] = right.get(key, 0) + int((inputs.argmax(1) == label).sum())
     rows, most = [], []
@@ -76,10 +76,8 @@ def confusion(
     for (place, theta), total in sorted(sums.items(), key=lambda item: item[0]):
         index, layer = confusion_index(total), layers[place]
         matrix = [[None if value != value else value for value in row] for row in index.tolist()]
-        size = int(layer.member[:, layer.thetas.index(theta)].sum())
-        rows.append(
-            {"layer": layer.section.name, "theta": theta, "size": size, "right": right[place, theta], "matrix": matrix}
-        )
+        size, count = layer.size(theta), right[place, theta]
+        rows.append({"layer": layer.section.name, "theta": theta, "size": size, "right": count, "matrix": matrix})
         if theta == layer.thetas[-1]:
             most += _largest(index, classes, layer.section.name)
     return {
@@ -89,6 +87,7 @@ def confusion(
         "n": len(test),
         "active": active,
         "lambda": lam,
+        "library_lambda": library.built_lambda(lam),
         "library": str(library.path),
         "target": target.name,
     }

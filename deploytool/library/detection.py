@@ -236,7 +236,7 @@ class _Study:
         """Scores of images that the adaptive attack found."""
 
         def images() -> Images:
-            watched, libraries = self.scorer.watched, self.scorer.sets[self.library.sets[0]]
+            watched, libraries = self.scorer.watched, self.library.at(self.lam)
             own = self.parts["calibration"]
             size = block_size(watched, own.batch(slice(0, 1))[0])
             seen = [(block_inputs(b, libraries, self.scorer.active), b.answer) for b in blocks(watched, own, size)]

@@ -76,6 +76,10 @@ class Layer:
         """F, values of a pattern."""
         return self.codes.shape[1]
 
+    def size(self, theta: float) -> int:
+        """How many patterns the library of one threshold has."""
+        return int(self.member[:, self.thetas.index(theta)].sum())
+
     def at(self, theta: float) -> LayerLibrary:
         """The library of one threshold.
 
@@ -152,9 +156,8 @@ class Library:
         name = name or self.sets[0]
         if name not in self.sets:
             raise InputError(f"set (={name[:40]!r}) is unknown; {self.path} has {', '.join(self.sets)}")
-        layers = self.layers(lam)
-        thetas = self.recipe.sets.get(name) or [layer.thetas[-1] for layer in layers]
-        return [layer.at(theta) for layer, theta in zip(layers, thetas, strict=True)]
+        pairs = zip(self.layers(lam), self.thetas(lam, name), strict=True)
+        return [layer.at(theta) for layer, theta in pairs]
 
     def layers(self, lam: float | None) -> tuple[Layer, ...]:
         """The layers that answer at a lambda."""
@@ -165,6 +168,14 @@ class Library:
         if self.lambdas == (None,):
             return 0
         return choose([each for each in self.lambdas if each is not None], lam or 0.0, self.switch_at)
+
+    def built_lambda(self, lam: float | None) -> float | None:
+        """The lambda that the libraries that answer at a lambda were built at; None where all share them."""
+        return self.lambdas[self.which(lam)] if len(self.conditions) > 1 else None
+
+    def thetas(self, lam: float | None, name: str) -> list[float]:
+        """The threshold of each layer in a set, at a lambda."""
+        return self.recipe.sets.get(name) or [layer.thetas[-1] for layer in self.layers(lam)]
 
     @property
     def target(self) -> str:

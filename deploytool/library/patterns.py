@@ -24,6 +24,7 @@ from deploytool.library.recipe import Storage
 TYPES: dict[Storage, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 LARGEST_CODE = 127
 MAX_EXPONENT = 120  # 2 to more than this is no float32
+RUN = 1024  # values that are summed without a break: the bound of rounding grows with it, and with the number of runs
 EPSILON = 1e-5  # of the modulation's variance, as of a batch norm
 
 
@@ -86,7 +87,7 @@ class Scaled:
         return self.values * self.inverse[:, None]
 
 
-def scale(pattern: Tensor, layer: str, first: int = 0, room: Tensor | None = None) -> Scaled:
+def scale(pattern: Tensor, layer: str, first: int = 0, room: Tensor | None = None, silent: bool = False) -> Scaled:
     """Make patterns (N, F) comparable.
 
     Args:
@@ -94,6 +95,7 @@ def scale(pattern: Tensor, layer: str, first: int = 0, room: Tensor | None = Non
         layer: its name, for messages.
         first: index of the first image, for messages.
         room: (N, F) float32 that the result is written to, where there is some already.
+        silent: let patterns pass that are 0 everywhere; they are similar to nothing, as in an exported file.
 
     Raises:
         InputError: a pattern has no direction (it is 0 everywhere), or holds NaN or infinity.
@@ -104,16 +106,16 @@ def scale(pattern: Tensor, layer: str, first: int = 0, room: Tensor | None = Non
         raise InputError(
             f"layer {layer}: the activity of image {first + int(bad[0])} is NaN or infinite; the network is damaged"
         )
-    silent = (largest == 0).nonzero()
-    if len(silent):
+    zero = (largest == 0).nonzero()
+    if len(zero) and not silent:
         raise InputError(
-            f"layer {layer}: the activity of image {first + int(silent[0])} is 0 everywhere, a pattern without "
+            f"layer {layer}: the activity of image {first + int(zero[0])} is 0 everywhere, a pattern without "
             "direction; sample more of its values, set modulation batch-norm, or name another layer"
         )
     _, exponent = torch.frexp(largest)
     powers = torch.ldexp(torch.ones_like(largest), -exponent.clamp(min=-MAX_EXPONENT))
     values = torch.mul(pattern, powers[:, None], out=room)
-    return Scaled(values, 1 / values.norm(dim=1))
+    return Scaled(values, 1 / _lengths(values).where(largest > 0, 1.0))
 
 
 def encode(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
@@ -122,12 +124,22 @@ def encode(values: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
         codes = (values * (LARGEST_CODE / values.abs().amax(1, keepdim=True))).round().to(torch.int8)
     else:
         codes = values.to(TYPES[storage])
-    return codes, 1 / codes.float().norm(dim=1)
+    return codes, 1 / _lengths(codes)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Euclidean lengths (N,) float32 of rows, `RUN` values at a time."""
+    runs: Tensor = torch.stack([part.float().norm(dim=1) for part in torch.split(rows, RUN, dim=1)])
+    lengths: Tensor = torch.linalg.vector_norm(runs, dim=0)
+    return lengths
 
 
 def similarity(pattern: Scaled, codes: Tensor, scales: Tensor) -> Tensor:
-    """Cosine similarities (N, M) float32 of patterns to stored ones, accumulated in float32."""
-    near: Tensor = pattern.values @ codes.float().T
+    """Cosine similarities (N, M) float32 of patterns to stored ones, accumulated in float32, `RUN` values at a time."""
+    near = torch.zeros(len(pattern), len(codes))
+    runs = (torch.split(each, RUN, dim=1) for each in (pattern.values, codes))
+    for values, stored in zip(*runs, strict=True):
+        near.addmm_(values, stored.float().T)
     near *= scales
     near *= pattern.inverse[:, None]
     return near
@@ -150,10 +162,11 @@ def exact_similarity(values: Tensor, codes: Tensor) -> Tensor:
 def rounding_error(features: int) -> float:
     """By how much `similarity` may be off, whatever the order of its sums.
 
-    For rows of length 1, |fl(<a, b>) - <a, b>| <= n u / (1 - n u) with u = 2^-24 and n roundings: F of the product, F
-    of the two lengths (half of each length's sum, under its root), and a few that divide by them and that round theta.
+    For rows of length 1, |fl(<a, b>) - <a, b>| <= n u / (1 - n u) with u = 2^-24 and n roundings: those of a sum, which
+    are `RUN` and one for each of its runs, for the product and again for the two lengths (half for each, under its
+    root), and a few that divide by them and that round theta.
 
     Reference: N. J. Higham, Accuracy and stability of numerical algorithms, 2002, section 3.1.
     """
-    n = (2 * features + 16) * 2.0**-24
-    return float(n / (1 - n)) if n < 0.5 else 2.0
+    n = (2 * (min(features, RUN) - features // -RUN) + 16) * 2.0**-24
+    return float(n / (1 - n))

@@ -26,11 +26,12 @@ from torch.nn import functional as F
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Images
 from deploytool.explain.target import Target
+from deploytool.library.agreement import check_enough
 from deploytool.library.folder import Library
-from deploytool.library.networks import consistency, predictions
-from deploytool.library.patterns import sampled, scale
+from deploytool.library.networks import consistency
+from deploytool.library.patterns import sampled
 from deploytool.library.search import most_active
-from deploytool.library.streams import Block, block_size, blocks
+from deploytool.library.streams import Block, block_size, blocks, layer_inputs
 from deploytool.library.taps import feature_name, watch
 
 NEIGHBOURS = 10  # k of the distance to the k-th nearest training image
@@ -78,16 +79,15 @@ class Scorer:
         self.features = feature_name(target)
         layers = [layer.section.layer for layer in library.conditions[0]]
         self.watched = watch(target, [*layers, self.features], image, lam, device)
-        self.sets = {name: library.at(lam, name) for name in library.sets}
-        self.active = library.recipe.active
-        for libraries in self.sets.values():
-            for each in libraries:
-                each.check_active(self.active)
+        self.layers, self.active = library.layers(lam), library.recipe.active
+        check_enough(self.layers, self.active)
+        self.sets = {name: library.thetas(lam, name) for name in library.sets}
         self.index: Tensor | None = None
         only = watch(target, [self.features], image, lam, device)
-        seen = [block.activity[self.features].flatten(1) for block in blocks(only, train, block_size(only, image[:1]))]
-        self.index = sampled(MOST_FEATURES, seen[0].shape[1], library.recipe.seed)
-        self.bank = torch.cat([self._directions(each) for each in seen])
+        count = only(image[:1])[1][self.features].numel()
+        self.index = sampled(MOST_FEATURES, count, library.recipe.seed)
+        read = blocks(only, train, block_size(only, image[:1]))
+        self.bank = torch.cat([self._directions(block.activity[self.features]) for block in read])
 
     def _directions(self, features: Tensor) -> Tensor:
         flat = features.flatten(1)
@@ -97,7 +97,7 @@ class Scorer:
         """Score images (their labels are not read).
 
         Raises:
-            InputError: the network answers NaN, or an activity is 0 everywhere.
+            InputError: the network answers NaN.
         """
         size = block_size(self.watched, images.batch(slice(0, 1))[0])
         parts = [self._block(block) for block in blocks(self.watched, images, size)]
@@ -107,21 +107,21 @@ class Scorer:
         )
 
     def _block(self, block: Block) -> Scores:
-        known: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
-        for libraries in self.sets.values():
-            for each in libraries:
-                if (each.title, each.theta) not in known:
-                    pattern = scale(each.reading(block.activity[each.layer]), each.title, block.first)
-                    near, index = each.nearest(pattern, self.active)
-                    known[each.title, each.theta] = near, predictions(near, each.connections[index])
-        inputs = {name: [known[each.title, each.theta][1] for each in own] for name, own in self.sets.items()}
+        known = [
+            layer_inputs(layer, block.activity[layer.section.layer], self.active, block.first, silent=True)
+            for layer in self.layers
+        ]
+        inputs = {
+            name: [found[theta][1] for found, theta in zip(known, thetas, strict=True)]
+            for name, thetas in self.sets.items()
+        }
         softmax = block.logits.softmax(1).amax(1)
         product, _ = most_active(
             self._directions(block.activity[self.features]), self.bank, min(NEIGHBOURS, len(self.bank))
         )
         knn = -(2 - 2 * product[:, -1]).clamp(min=0).sqrt()
         first = next(iter(self.sets))
-        nearest = [known[each.title, each.theta][0][:, 0] for each in self.sets[first]]
+        nearest = [found[theta][0][:, 0] for found, theta in zip(known, self.sets[first], strict=True)]
         beside = [*nearest, knn, block.logits.logsumexp(1), _log_odds(block.logits)]
         return Scores(
             {name: consistency(own) for name, own in inputs.items()},

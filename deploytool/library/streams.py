@@ -9,7 +9,9 @@ from torch import Tensor
 from deploytool.data.images import Images
 from deploytool.errors import InputError
 from deploytool.explain.attribution import images_at_once
-from deploytool.library.networks import LayerLibrary, consistency
+from deploytool.library.folder import Layer
+from deploytool.library.networks import LayerLibrary, consistency, predictions
+from deploytool.library.patterns import scale, similarity
 from deploytool.library.taps import Watched
 
 BLOCK_VALUES = 1 << 25  # activity values of a block at most: 128 MiB
@@ -61,6 +63,30 @@ def blocks(watched: Watched, images: Images, size: int, start: int = 0) -> Itera
             raise InputError("the network answers NaN or infinity; nothing can be learned from it, train it again")
         found = {name: torch.cat([activity[name].cpu() for _, activity in answers]) for name in answers[0][1]}
         yield Block(first, logits, found)
+
+
+def layer_inputs(
+    layer: Layer, activity: Tensor, active: int, first: int = 0, silent: bool = False
+) -> dict[float, tuple[Tensor, Tensor]]:
+    """What the libraries of a layer say at each threshold; they share patterns, which are compared once.
+
+    Args:
+        layer: all its libraries.
+        activity: (B, ...) of the layer.
+        active: k of eq. 3; no library may have fewer patterns.
+        first, silent: as `deploytool.library.patterns.scale`.
+
+    Returns:
+        By threshold: similarities to the k nearest patterns (B, k), descending, and inputs to the prediction nodes
+        (B, K), eq. 3.
+    """
+    pattern = scale(layer.reading(activity), layer.section.name, first, silent=silent)
+    near = similarity(pattern, layer.codes, layer.scales)
+    found = {}
+    for theta, own in zip(layer.thetas, layer.member.T, strict=True):
+        best = near.masked_fill(~own, -torch.inf).topk(active)
+        found[theta] = best.values, predictions(best.values, layer.connections[best.indices])
+    return found
 
 
 def block_inputs(block: Block, libraries: Sequence[LayerLibrary], active: int) -> list[Tensor]:

@@ -91,10 +91,9 @@ def test_extreme_magnitudes_keep_their_direction(magnitude: float) -> None:
 
 
 def test_rounding_error_by_hand() -> None:
-    """(2 F + 16) u / (1 - (2 F + 16) u); beyond half, nothing is known of a cosine."""
-    assert rounding_error(4) == pytest.approx(24 * UNIT, rel=1e-5)
-    assert rounding_error(2**20 - 8) == pytest.approx((1 / 8) / (7 / 8), rel=1e-12)
-    assert rounding_error(2**22) == 2.0
+    """n u / (1 - n u), n being twice the roundings of a sum by runs of 1024, and 16."""
+    assert rounding_error(4) == pytest.approx(2 * (4 + 1) * UNIT + 16 * UNIT, rel=1e-5)
+    assert rounding_error(2**20) == pytest.approx((2 * (1024 + 1024) + 16) * UNIT, rel=1e-3)
     errors = [rounding_error(features) for features in (1, 10, 1000, 2**21)]
     assert errors == sorted(errors)
 
