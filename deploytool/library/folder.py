@@ -7,6 +7,7 @@ LIBRARY/library.json              what `library build` printed
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,7 +58,7 @@ class Layer:
         member: (M, T) bool, to which thresholds' libraries each belongs.
         rounding: (M,) float32, 1 - cosine similarity of the stored pattern to itself before it was stored.
         connections: (M, K) float32, eq. 2.
-        seconds: that its library took.
+        seconds: that its search, patterns and connections took.
     """
 
     section: LayerSection
@@ -330,6 +331,8 @@ def _library(folder: Path, recipe: LibraryRecipe, metadata: dict[str, str], tens
         raise ValueError(f"switch_at {str(switch_at)[:40]}")
     if any(layer.connections.shape[1] != len(info.classes) for layers in conditions for layer in layers):
         raise ValueError("connections and classes do not fit")
+    calibration = tuple(Calibrated(**each) for each in json.loads(metadata["calibration"]))
+    _check_calibration(calibration, lambdas)
     return Library(
         folder,
         recipe,
@@ -338,12 +341,28 @@ def _library(folder: Path, recipe: LibraryRecipe, metadata: dict[str, str], tens
         switch_at,
         lambdas,
         tuple(conditions),
-        tuple(Calibrated(**each) for each in json.loads(metadata["calibration"])),
+        calibration,
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_share(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _check_calibration(calibration: Sequence[Calibrated], lambdas: Sequence[float | None]) -> None:
+    """Raise ValueError unless there is a threshold for each lambda, in their order, or none at all."""
+    if calibration and [each.lam for each in calibration] != list(lambdas):
+        raise ValueError("thresholds of CPL and lambdas do not fit")
+    for each in calibration:
+        known = (each.lam is None or _is_share(each.lam)) and _is_number(each.threshold)
+        rate = each.false_alarm_rate
+        counted = isinstance(each.images, int) and not isinstance(each.images, bool) and each.images >= 1
+        if not (known and counted and _is_share(rate) and 0 < rate < 1):
+            raise ValueError(f"threshold of CPL {str(each)[:100]}")
 
 
 def _check_layer(layer: Layer, recipe: LibraryRecipe) -> None:

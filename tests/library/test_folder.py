@@ -226,6 +226,48 @@ def test_metadata_that_is_none(name: str, text: str | None, tmp_path: Path) -> N
     refused(tmp_path, "is damaged|no deploytool-library-1")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lam": 1.5},
+        {"lam": "0"},
+        {"lam": None},
+        {"lam": False},
+        {"threshold": "low"},
+        {"threshold": None},
+        {"threshold": True},
+        {"threshold": float("nan")},
+        {"threshold": float("inf")},
+        {"threshold": 10**400},
+        {"false_alarm_rate": 0},
+        {"false_alarm_rate": 1},
+        {"false_alarm_rate": "0.05"},
+        {"false_alarm_rate": float("nan")},
+        {"images": 0},
+        {"images": 9.5},
+        {"images": True},
+        {"images": None},
+    ],
+)
+def test_thresholds_of_cpl_that_are_none(wrong: dict[str, Any], tmp_path: Path) -> None:
+    save_library(made(tmp_path))
+    right = [{"lam": lam, "threshold": 0.7, "false_alarm_rate": 0.05, "images": 100} for lam in (0.0, 1.0)]
+    rewritten(tmp_path, {"calibration": json.dumps(right)})
+    assert load_library(tmp_path).calibration[1] == Calibrated(1.0, 0.7, 0.05, 100)
+    rewritten(tmp_path, {"calibration": json.dumps([right[0] | wrong, right[1]])})
+    refused(tmp_path, "is damaged")
+
+
+def test_a_threshold_of_cpl_for_each_lambda_or_none(tmp_path: Path) -> None:
+    library = made(tmp_path)
+    one = library.calibration[0]
+    for few in ((one,), (one, one), (one, one, one), library.calibration[::-1]):
+        save_library(replace(library, calibration=few))
+        refused(tmp_path, "thresholds of CPL and lambdas do not fit")
+    save_library(replace(library, calibration=()))
+    assert load_library(tmp_path).calibration == ()
+
+
 def edited(folder: Path, edit: Any) -> None:
     """The file with its layers' plain values edited."""
     with safe_open(library_path(folder), framework="pt") as archive:
