@@ -14,10 +14,12 @@ with synset names does. Names are not compared, their number is.
 import copy
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -45,7 +47,7 @@ class Target:
 
     Attributes:
         name: absolute path, or the name that it was opened by; `module` for a torch module.
-        digest: SHA-256 of what its answers come from.
+        digest: SHA-256 of what its answers come from: a file, or a module's tensors and structure as it prints itself.
         opener: lambda -> network, image (N, C, H, W) float32 in [0, 1] -> logits (N, K); a torch module in evaluation
             mode where it has gradients.
         has_gradients: whether answers can be differentiated with respect to the image.
@@ -79,16 +81,17 @@ class Target:
             lam = check_lambda(0.0 if lam is None else lam)
         return self.opener(lam)
 
-    def check_data(self, info: DatasetInfo, image: Tensor) -> None:
-        """Raise unless the target can be explained on a data set.
+    def check_data(self, info: DatasetInfo, image: Tensor, logits: bool = True) -> None:
+        """Raise unless the target classifies a data set.
 
         Args:
             info: the data set's description.
             image: (N, C, H, W), some of its images, which the target is asked about.
+            logits: whether its answers have to be logits, as for a surrogate; else probabilities will do.
 
         Raises:
             DataError: shapes or classes differ.
-            InputError: the target answers NaN, or no logits.
+            InputError: the target answers NaN, or probabilities where logits are needed.
         """
         if self.name.startswith(TORCHVISION) and info.shape[0] != 3:
             raise DataError(f"target {self.name} takes colour images, {info.name} has {info.shape[0]} channels")
@@ -107,18 +110,18 @@ class Target:
             raise DataError(f"target {self.name} has {difference}; name the data set that it was trained on")
         victim = Victim(self.network())
         try:
-            logits = victim.logits(image)
+            answer = victim.logits(image)
         except InputError as error:
             raise InputError(f"target {self.name}: {error}") from None
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:  # a foreign module's own
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"target {self.name} cannot take images of {info.shape} ({reason})") from None
-        if logits.shape[1] != len(info.classes):
+        if answer.shape[1] != len(info.classes):
             raise DataError(
-                f"target {self.name} has {logits.shape[1]} classes, {info.name} has {len(info.classes)}; name the data "
+                f"target {self.name} has {answer.shape[1]} classes, {info.name} has {len(info.classes)}; name the data "
                 "set that it was trained on"
             )
-        if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device)):
+        if logits and (answer >= 0).all() and torch.allclose(answer.sum(1), torch.ones_like(answer[:, 0])):
             raise InputError(
                 f"target {self.name} answers probabilities; a surrogate learns from logits: take the last softmax off"
             )
@@ -159,7 +162,9 @@ def module_target(module: nn.Module, name: str = "module", classes: tuple[str, .
         classes: names of the K classes.
     """
     frozen = copy.deepcopy(module).eval().requires_grad_(False).cpu()
-    return Target(name, state_digest(frozen.state_dict()), lambda lam: frozen, True, classes=classes)
+    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(frozen))  # addresses of functions, which every process has anew
+    digest = sha256(f"{state_digest(frozen.state_dict())}\n{structure}".encode()).hexdigest()
+    return Target(name, digest, lambda lam: frozen, True, classes=classes)
 
 
 def _run_target(path: Path, width: float) -> Target:
@@ -234,7 +239,8 @@ def _torchvision_target(text: str) -> Target:
     module.load_state_dict(state)
     transform = weights.transforms()
     network = nn.Sequential(Normalize(transform.mean, transform.std), module)
-    return module_target(network, text)
+    target = module_target(network, text)
+    return replace(target, digest=state_digest(network.state_dict()))  # its name says the structure
 
 
 def working_network(network: Network, device: torch.device) -> Network:

@@ -10,12 +10,15 @@ Images stream through the network in blocks, several times; activities are never
 | connections | their functional connections to the network's answers (eq. 2) | always |
 
 Then CPL of held-out clean images gives the verdict's threshold. All layers, and all thresholds of a layer, share each
-pass. An interrupted build goes on at the last block that it wrote down, with the result of an uninterrupted one.
+pass. An interrupted build goes on at the last block that it wrote down, with the result of an uninterrupted one; Ctrl-C
+writes the last whole block down (of a search, the last round).
 Libraries are made on the CPU; the network answers on `device`.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from torch import Tensor
 from deploytool.atomic import write_json
 from deploytool.data.datasets import load_dataset
 from deploytool.data.images import Dataset
-from deploytool.errors import RecipeError
+from deploytool.errors import DeploytoolError, RecipeError, RunError
 from deploytool.explain.target import Target
 from deploytool.library.calibration import lower_threshold, split
 from deploytool.library.folder import Calibrated, Layer, Library, library_path, load_library, save_library
@@ -62,10 +65,11 @@ def build_library(
         device: torch device that the network answers on.
 
     Returns:
-        `library` (the folder), `target`, `images`, `seconds` (of this call), `size_mb` of the file, `layers`: for each
-        condition, layer and threshold `{layer, lambda, theta, size, features, seconds, rounding_max, rounding_mean}`;
-        lambda is None where libraries are shared or the target takes none, seconds are those of the layer's patterns
-        and connections at all its thresholds, rounding is 1 - cosine similarity of stored patterns to what they were;
+        `library` (the folder), `target`, `images`, `seconds` (of the call that ended the build), `size_mb` of the file,
+        `layers`: for each condition, layer and threshold `{layer, lambda, theta, size, features, seconds, rounding_max,
+        rounding_mean}`; lambda is None where libraries are shared or the target takes none, seconds are those of the
+        layer's search for theta, patterns and connections at all its thresholds, without the network's own and the
+        statistics', rounding is 1 - cosine similarity of stored patterns to what they were;
         `calibration`: `{lambda, threshold, false_alarm_rate, images}`, none with a single layer.
 
     Raises:
@@ -116,9 +120,20 @@ def _result(library: Library, images: int, began: float) -> Row:
             for each in library.calibration
         ],
     }
+    result["seconds"] = _known_seconds(library.path / RESULT, result) or result["seconds"]
     write_json(library.path / RESULT, result)
     progress_path(library.path).unlink(missing_ok=True)
     return result
+
+
+def _known_seconds(file: Path, result: Row) -> float | None:
+    """What a file says that these libraries took; None where it is absent, damaged or other libraries'."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        same = known | {"seconds": 0, "library": ""} == result | {"seconds": 0, "library": ""}
+        return float(known["seconds"]) if same else None
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
 
 
 def fill_in(recipe: LibraryRecipe, target: Target) -> tuple[LibraryRecipe, Dataset]:
@@ -127,16 +142,16 @@ def fill_in(recipe: LibraryRecipe, target: Target) -> tuple[LibraryRecipe, Datas
     Raises:
         RecipeError: it names no data and the target is no run; DataError and InputError as `build_library`.
     """
-    section = recipe.data
+    section, place = recipe.data, Path(target.name)
     if section is None:
-        if not (Path(target.name) / "recipe.yaml").is_file():
+        if not (place.is_absolute() and (place / "recipe.yaml").is_file()):  # other names are those of no folder
             raise RecipeError(
                 f"data is missing, and target {target.name} is no run that says it; name it: --set data.name=npz:PATH"
             )
-        section = load_recipe(Path(target.name) / "recipe.yaml").data
+        section = load_recipe(place / "recipe.yaml").data
     data = load_dataset(section)
     image = data.test.batch(slice(0, 8))[0]
-    target.check_data(data.info, image)
+    target.check_data(data.info, image, logits=False)
     layers = recipe.layers or [LayerSection(layer=name) for name in default_layers(target, image)]
     layers = [each if each.theta or each.size else each.model_copy(update={"size": recipe.size}) for each in layers]
     return recipe.model_copy(update={"target": target.name, "data": section, "layers": layers}), data
@@ -163,6 +178,12 @@ class _Builder:
         first = next(iter(network.values()))
         image = train.batch(slice(0, 1))[0]
         self.size = block_size(first, image)
+        if progress.block and progress.size != self.size:
+            raise RunError(
+                f"{folder}: blocks of its build had {progress.size} images and have {self.size} now; build on with the "
+                "version of deploytool that began, or name another folder with -o"
+            )
+        progress.size = self.size
         _, activity = first(image)
         self.features = [activity[section.layer].numel() for section in recipe.layers]
         self.next_note = time.monotonic() + SAVE_S
@@ -190,17 +211,31 @@ class _Builder:
         save_progress(self.folder, state)
 
     def _pass(self, take: Callable[[Block], None], kept: bool = True) -> None:
-        """Show every block to one pass, from where it stands; what is kept is written down now and then."""
+        """Show every block to one pass, from where it stands; what is kept is written down now and then.
+
+        Ctrl-C takes back what a block has changed so far, and writes down where the build stands.
+        """
         state = self.progress
+        back = state.mark()
         per_lambda = -(-len(self.train) // self.size)
         title = " ".join(filter(None, (state.phase, self.note)))
-        with progress_bar(title, per_lambda * len(self.lambdas), state.block) as bar:
-            for number in range(state.block // per_lambda, len(self.lambdas)):
-                watched = self.network[self.lambdas[number]]
-                for block in blocks(watched, self.train, self.size, state.block - number * per_lambda):
-                    take(replace(block, first=block.first + number * len(self.train)))
-                    state.block += 1
-                    self._note(bar, kept)
+        try:
+            with progress_bar(title, per_lambda * len(self.lambdas), state.block) as bar:
+                for number in range(state.block // per_lambda, len(self.lambdas)):
+                    watched = self.network[self.lambdas[number]]
+                    for block in blocks(watched, self.train, self.size, state.block - number * per_lambda):
+                        take(replace(block, first=block.first + number * len(self.train)))
+                        state.block += 1
+                        back = state.mark()
+                        self._note(bar, kept)
+        except KeyboardInterrupt:
+            back()
+            if not kept:
+                state.block = 0
+            if state.block or state.phase != "statistics" or state.finished:
+                with suppress(DeploytoolError, OSError):  # a full disk: what was written before stays
+                    save_progress(self.folder, state)
+            raise
         state.block = 0
 
     def _note(self, bar: Bar, kept: bool) -> None:
@@ -211,9 +246,11 @@ class _Builder:
             now = time.monotonic()
             self.next_note = now + max(SAVE_S, (now - began) / SAVE_SHARE)
 
-    def _patterns(self, block: Block) -> Iterator[tuple[int, Tensor]]:
-        """Each layer's place and patterns (B, F), its time counted until the next one is asked for."""
+    def _patterns(self, block: Block, wanted: Collection[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Each wanted layer's place and patterns (B, F), its time counted until the next one is asked for."""
         for place, section in enumerate(self.recipe.layers):
+            if wanted is not None and place not in wanted:
+                continue
             began = time.monotonic()
             yield place, self.readings[place](block.activity[section.layer])
             self.progress.seconds[place] += time.monotonic() - began
@@ -250,9 +287,8 @@ class _Builder:
                 shelves[place] = Shelf(section.name, features, search.asked, self.recipe.storage, section.size)
 
         def offer(block: Block) -> None:
-            for place, pattern in self._patterns(block):
-                if place in shelves and not shelves[place].given_up.all():
-                    shelves[place].offer(pattern, block.first)
+            for place, pattern in self._patterns(block, [p for p, s in shelves.items() if not s.given_up.all()]):
+                shelves[place].offer(pattern, block.first)
 
         self._pass(offer, kept=False)
         for place, shelf in shelves.items():
@@ -276,7 +312,8 @@ class _Builder:
         for place, pattern in self._patterns(block):
             shelf = self.progress.shelves[place]
             scaled = scale(pattern, shelf.layer, block.first)
-            self.progress.sums[place] += correlate(scaled, shelf.codes, shelf.scales, block.answer, self.classes)
+            more = correlate(scaled, shelf.codes, shelf.scales, block.answer, self.classes)
+            self.progress.sums[place] = self.progress.sums[place] + more  # not in place: an interrupted block is undone
 
     def _layer(self, place: int, section: LayerSection) -> Layer:
         shelf = self.progress.shelves[place]

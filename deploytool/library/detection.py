@@ -41,6 +41,7 @@ from deploytool.library.detector import Detector
 from deploytool.library.folder import Library, library_path
 from deploytool.library.scores import Scorer, Scores
 from deploytool.library.streams import block_inputs, block_size, blocks
+from deploytool.library.taps import watch
 from deploytool.progress import progress_bar
 from deploytool.timing import processor
 from deploytool.units import record_key
@@ -233,18 +234,23 @@ class _Study:
         return self._unit([part, name, eps], images)
 
     def adaptive(self, budget: Adaptive) -> Scores:
-        """Scores of images that the adaptive attack found."""
+        """Scores of images that the adaptive attack found.
+
+        It runs on the CPU whatever the device: libraries live there, and gradients go through both.
+        """
 
         def images() -> Images:
-            watched, libraries = self.scorer.watched, self.library.at(self.lam)
+            libraries, active = self.library.at(self.lam), self.library.recipe.active
             own = self.parts["calibration"]
-            size = block_size(watched, own.batch(slice(0, 1))[0])
-            seen = [(block_inputs(b, libraries, self.scorer.active), b.answer) for b in blocks(watched, own, size)]
+            first = own.batch(slice(0, 1))[0]
+            watched = watch(self.target, [each.layer for each in libraries], first, self.lam)
+            size = block_size(watched, first)
+            seen = [(block_inputs(b, libraries, active), b.answer) for b in blocks(watched, own, size)]
             inputs = [torch.cat(parts) for parts in zip(*(inputs for inputs, _ in seen), strict=True)]
             answer = torch.cat([answer for _, answer in seen])
             means = class_means(inputs, answer, len(self.library.info.classes))
             image, label = self.parts["measured"].batch(slice(None))
-            return Images(evade(watched, libraries, self.scorer.active, image, budget, means), label)
+            return Images(evade(watched, libraries, active, image, budget, means), label)
 
         return self._unit([budget.name, budget.eps], images)
 

@@ -23,6 +23,7 @@ from deploytool.library.patterns import Reading, Scaled, scale, similarity
 from deploytool.library.search import most_active
 
 KERNEL = 0.01  # of g
+NODES = 1024  # stored patterns of one product
 TINY = 1e-30  # below every length that counts
 
 
@@ -144,6 +145,3 @@ def correlate(pattern: Scaled, codes: Tensor, scales: Tensor, answer: Tensor, cl
         rows = slice(start, start + NODES)
         sums[rows] = kernel(similarity(pattern, codes[rows], scales[rows])).T @ targets
     return sums
-
-
-NODES = 1024  # stored patterns of one product

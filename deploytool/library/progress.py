@@ -1,7 +1,8 @@
 """How far a build has come: in memory, and in BUILD/build.safetensors, from where an interrupted one goes on."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class Progress:
         recipe, digest, images: digests of the recipe, the target and the training images.
         phase: statistics, search, patterns or connections, of the condition after those finished.
         block: blocks that the phase has seen.
+        size: images of a block; 0 before it is known.
         statistics, search, shelves, sums, seconds: what the phases have found, for each layer.
         finished: the layers of conditions that are done.
     """
@@ -118,6 +120,7 @@ class Progress:
     sums: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     finished: list[tuple[Layer, ...]] = field(default_factory=list)
+    size: int = 0
 
     @classmethod
     def fresh(cls, recipe: LibraryRecipe, digest: str, train: Images) -> "Progress":
@@ -126,6 +129,18 @@ class Progress:
         progress = cls(recipe.digest(), digest, images, len(recipe.layers))
         progress.finish(None)
         return progress
+
+    def mark(self) -> Callable[[], None]:
+        """What brings this state back, from anywhere within the next block."""
+        block, sums, seconds = self.block, list(self.sums), list(self.seconds)
+        statistics, sizes = [replace(each) for each in self.statistics], [shelf.size for shelf in self.shelves]
+
+        def back() -> None:
+            self.block, self.sums, self.seconds, self.statistics = block, sums, seconds, statistics
+            for shelf, size in zip(self.shelves, sizes, strict=True):
+                shelf.size = size  # patterns are only ever put behind those that are there
+
+        return back
 
     def enter(self, phase: str, **found: Any) -> None:
         """Begin the next phase."""
@@ -160,6 +175,7 @@ def save_progress(folder: Path, progress: Progress) -> None:
         "images": progress.images,
         "phase": progress.phase,
         "block": progress.block,
+        "size": progress.size,
         "counts": [each.count for each in progress.statistics],
         "search": [None if each is None else [each.low, each.high] for each in progress.search],
         "shelves": [[shelf.layer, shelf.thetas, shelf.storage] for shelf in progress.shelves],
@@ -196,7 +212,7 @@ def load_progress(folder: Path, recipe: LibraryRecipe, fresh: Progress) -> Progr
 
 
 def _progress(document: dict[str, Any], recipe: LibraryRecipe, tensors: dict[str, Tensor]) -> Progress:
-    if document["phase"] not in PHASES or not int(document["block"]) >= 0:
+    if document["phase"] not in PHASES or not min(int(document["block"]), int(document["size"])) >= 0:
         raise ValueError(f"phase {str(document['phase'])[:40]}, block {document['block']}")
     shelves = []
     for place, (layer, thetas, storage) in enumerate(document["shelves"]):
@@ -215,4 +231,5 @@ def _progress(document: dict[str, Any], recipe: LibraryRecipe, tensors: dict[str
         [tensors[f"sums.{place}"] for place in range(len(shelves))] if document["phase"] == "connections" else [],
         [float(each) for each in document["seconds"]],
         read_layers(document["finished"], recipe, tensors),
+        int(document["size"]),
     )

@@ -116,6 +116,16 @@ class LibraryRecipe(Document):
     calibration: CalibrationSection = CalibrationSection()
 
     @model_validator(mode="after")
+    def _sizes_suffice(self) -> "LibraryRecipe":
+        sizes = {f"layer {each.name}": each.size or self.size for each in self.layers if each.theta is None}
+        for name, size in (sizes if self.layers else {"each layer": self.size}).items():
+            if size < self.active:
+                raise ValueError(
+                    f"active (={self.active}) is above the size (={size}) of {name}; lower it, or raise size"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _sets_fit(self) -> "LibraryRecipe":
         names = [section.name for section in self.layers]
         if len(set(names)) < len(names):

@@ -76,7 +76,7 @@ class Scorer:
         assert library.recipe.data is not None, "building writes it down"
         train = load_dataset(library.recipe.data).train.head(library.recipe.images)
         image = train.batch(slice(0, 8))[0]
-        self.features = feature_name(target)
+        self.features = feature_name(target, image)
         layers = [layer.section.layer for layer in library.conditions[0]]
         self.watched = watch(target, [*layers, self.features], image, lam, device)
         self.layers, self.active = library.layers(lam), library.recipe.active

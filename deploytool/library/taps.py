@@ -33,6 +33,7 @@ from deploytool.runtime.threads import available_threads
 INPUT = ":input"
 JOINED = "+"
 
+Array = np.ndarray[Any, Any]
 Watched = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]  # image -> logits, activity (N, ...) by layer
 
 
@@ -77,20 +78,22 @@ def default_layers(target: Target, image: Tensor) -> list[str]:
     return [*names, LOGITS]
 
 
-def feature_name(target: Target) -> str:
-    """The name of what the last linear layer is given: the features that the network decides on.
+def feature_name(target: Target, image: Tensor) -> str:
+    """The name of what the last linear layer before the logits is given: the features that the network decides on.
+
+    Args:
+        target: the network.
+        image: (N, C, H, W); a torch module is run on the first.
 
     Raises:
         InputError: there is no linear layer.
     """
     network = target.network()
-    last = None
     if isinstance(network, nn.Module):
-        linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-        last = linear[-1] + INPUT if linear else None
+        name = _last_linear(network, image[:1])
+        last = None if name is None else name + INPUT
     else:
-        nodes = [node for node in read_onnx(target.name).graph.node if node.op_type in ("Gemm", "MatMul")]
-        last = nodes[-1].input[0] if nodes else None
+        last = _last_product(read_onnx(target.name).graph)
     if last is None:
         raise InputError(f"target {target.name} has no linear layer, whose input would be its features")
     return last
@@ -150,11 +153,15 @@ def watch_module(network: nn.Module, layers: Sequence[str]) -> Watched:
 
 
 def watch_file(path: str | Path, layers: Sequence[str], lam: float | None) -> Watched:
-    """`watch` of an ONNX file: its inner tensors become outputs of a session; a file of ours runs as it is stored."""
+    """`watch` of an ONNX file: its inner tensors become outputs of a session; a file of ours runs as it is stored.
+
+    A file with a fixed N is given images in groups of N, the last one filled up.
+    """
     model = read_onnx(path)
+    size = _fixed_size(model.graph)
     own = any(prop.key.startswith("deploytool.") for prop in model.metadata_props)
     knobs: dict[str, Any] = {}
-    answer = LOGITS if any(value.name == LOGITS for value in model.graph.output) else model.graph.output[0].name
+    answer = _answer(model.graph)
     if own:
         metadata = read_metadata(Path(path), model)
         values = {"lambda": lam, "width": metadata.widths[-1]}
@@ -167,13 +174,82 @@ def watch_file(path: str | Path, layers: Sequence[str], lam: float | None) -> Wa
     image_name = next(value.name for value in session.get_inputs() if value.name not in knobs)
     wanted = list(dict.fromkeys([answer, *tensors.values()]))
 
+    def run(part: Array) -> list[Array]:
+        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]) if size else part
+        values = run_session(session, wanted, {image_name: filled, **knobs}, str(path))
+        if not size:
+            return values
+        for name, value in zip(wanted, values, strict=True):
+            if value.shape[:1] != (size,):
+                raise InputError(f"layer {name} gives {value.shape} for {size} images, not (N, ...); name another")
+        return [value[: len(part)] for value in values]
+
     def watched(image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        values = run_session(session, wanted, {image_name: image.cpu().numpy(), **knobs}, str(path))
-        by_name = {name: torch.from_numpy(np.array(value)) for name, value in zip(wanted, values, strict=True)}
+        array = image.detach().cpu().numpy()
+        groups = [run(array[at : at + size]) for at in range(0, len(array), size)] if size else [run(array)]
+        by_name = {
+            name: torch.from_numpy(np.concatenate(values)) if size else torch.from_numpy(np.array(values[0]))
+            for name, values in zip(wanted, zip(*groups, strict=True), strict=True)
+        }
         found = {part: by_name[tensor] for part, tensor in tensors.items()}
         return by_name[answer], {name: joined(name, found) for name in layers}
 
     return watched
+
+
+def _last_linear(network: nn.Module, image: Tensor) -> str | None:
+    """The linear layer that ran last of those that the answer depends on; None where there is none."""
+    names: dict[nn.Module, str] = {
+        module: name for name, module in network.named_modules() if isinstance(module, nn.Linear) and name
+    }
+    seen: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, given: Any, result: Any) -> None:
+        seen.pop(names[module], None)  # one that runs more than once stands where it ran last
+        seen[names[module]] = result
+
+    hooks = [module.register_forward_hook(keep) for module in names]
+    try:
+        with torch.enable_grad():
+            logits = network(image.detach().clone().requires_grad_(True).clone())  # which may be changed in place
+    finally:
+        for each in hooks:
+            each.remove()
+    fed = list(seen)
+    found = {name: result for name, result in seen.items() if result.requires_grad}
+    if found and logits.requires_grad:
+        gradients = torch.autograd.grad(logits.sum(), list(found.values()), allow_unused=True)
+        fed = [name for name, gradient in zip(found, gradients, strict=True) if gradient is not None] or fed
+    return fed[-1] if fed else None
+
+
+def _last_product(graph: onnx.GraphProto) -> str | None:
+    """What the Gemm or MatMul nearest before the answer is given; None where there is none."""
+    stored = {tensor.name for tensor in graph.initializer}
+    maker = {name: node for node in graph.node for name in node.output if name}
+    near, reached = [_answer(graph)], set[str]()
+    while near:
+        reached.update(near)
+        nodes = [maker[name] for name in near if name in maker]
+        for node in nodes:
+            given = [name for name in node.input[:2] if name not in stored]
+            if node.op_type in ("Gemm", "MatMul") and given:
+                return given[0]
+        near = [name for name in dict.fromkeys(name for node in nodes for name in node.input) if name not in reached]
+    return None
+
+
+def _answer(graph: onnx.GraphProto) -> str:
+    """The output that holds the network's answer."""
+    names = [value.name for value in graph.output]
+    return LOGITS if LOGITS in names else names[0]
+
+
+def _fixed_size(graph: onnx.GraphProto) -> int:
+    """The N that the image input of a file is fixed to, 0 where it is free."""
+    stored = {tensor.name for tensor in graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in stored]
+    return next((dims[0].dim_value for dims in shapes if len(dims) == 4), 0)
 
 
 def _tensor(graph: onnx.GraphProto, part: str) -> str:
@@ -216,11 +292,11 @@ def _inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 def _file_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
     """Height and width of every feature map of a file, in the order of its nodes."""
-    inferred = _inferred(model)
+    inferred, size = _inferred(model), _fixed_size(model.graph)
     sizes = {}
     for name in _made(model.graph):
         dims = [dim.dim_value for dim in inferred[name].type.tensor_type.shape.dim] if name in inferred else []
-        if len(dims) == 4 and dims[0] == 0 and min(dims[1:]) > 0:  # N is free: no tensor that conditions make
+        if len(dims) == 4 and dims[0] == size and min(dims[1:]) > 0:  # N images: no tensor that conditions make
             sizes[name] = (dims[2], dims[3])
     return sizes
 

@@ -1,5 +1,6 @@
 """Targets: runs, exported and foreign files, torchvision models and modules; what cannot be one is said in a line."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from torch import nn
 
 from deploytool.data.catalogue import CATALOGUE, DatasetInfo
 from deploytool.digests import file_digest
-from deploytool.errors import ArtefactError, DataError, InputError, RunError
+from deploytool.errors import ArtefactError, DataError, InputError, RecipeError, RunError
 from deploytool.explain.target import module_target, open_target, working_network
 from deploytool.export.backbone import backbone_to_onnx
+from deploytool.library.build import fill_in
+from deploytool.library.recipe import LibraryRecipe
 from deploytool.models.registry import build_backbone
 from deploytool.models.setting import Setting
 from deploytool.runtime.session import Session
@@ -102,6 +105,23 @@ def test_a_module_is_copied() -> None:
     assert target.digest != module_target(module).digest
 
 
+def test_the_digest_of_a_module_is_also_of_its_structure() -> None:
+    """The same weights between other activations answer otherwise."""
+
+    class Named(nn.Module):
+        def extra_repr(self) -> str:
+            return f"activation={object()}"
+
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 10)
+    digests = {
+        name: module_target(nn.Sequential(nn.Flatten(), linear, module)).digest
+        for name, module in {"relu": nn.ReLU(), "tanh": nn.Tanh(), "again": nn.ReLU(), "named": Named()}.items()
+    }
+    assert len(set(digests.values())) == 3 and digests["relu"] == digests["again"]
+    assert digests["named"] == module_target(nn.Sequential(nn.Flatten(), linear, Named())).digest
+
+
 def test_what_is_no_target(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="missing.onnx does not exist; name a run folder, an ONNX file, or torchvision:"):
         open_target(tmp_path / "missing.onnx")
@@ -150,6 +170,26 @@ def test_probabilities_are_no_logits() -> None:
     module = nn.Sequential(build_backbone("digits-resnet", DIGITS), nn.Softmax(1))
     with pytest.raises(InputError, match="target module answers probabilities; .* take the last softmax off"):
         module_target(module).check_data(DIGITS, IMAGE)
+    module_target(module).check_data(DIGITS, IMAGE, logits=False)
+
+
+def test_libraries_are_built_of_probabilities_too() -> None:
+    module = nn.Sequential(build_backbone("digits-resnet", DIGITS), nn.Softmax(1))
+    recipe = LibraryRecipe.make({"name": "x", "data": {"name": "digits"}})
+    filled, data = fill_in(recipe, module_target(module))
+    assert filled.layers is not None and filled.layers[-1].layer == "logits" and data.info == DIGITS
+
+
+def test_the_data_of_a_run_are_not_those_of_a_folder_called_as_the_module(
+    plain_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(plain_run.path, tmp_path / "module")
+    monkeypatch.chdir(tmp_path)
+    recipe = LibraryRecipe.make({"name": "x"})
+    with pytest.raises(RecipeError, match="data is missing, and target module is no run that says it"):
+        fill_in(recipe, module_target(build_backbone("digits-resnet", DIGITS)))
+    filled, _ = fill_in(recipe, open_target("module"))
+    assert filled.data == plain_run.recipe.data
 
 
 def test_a_target_is_not_moved() -> None:

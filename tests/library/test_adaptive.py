@@ -1,5 +1,6 @@
 """The adaptive attack: within its budget, deterministic, and better than PGD at what it is for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from deploytool.attacks.run import run_attack
 from deploytool.data.datasets import load_dataset
 from deploytool.errors import DeploytoolError, InputError
 from deploytool.explain.target import open_target
+from deploytool.library import detection
 from deploytool.library.adaptive import Adaptive, class_means, evade
+from deploytool.library.detection import DetectPlan, detect
 from deploytool.library.folder import Library
 from deploytool.library.networks import consistency
+from deploytool.library.scores import Scorer
 from deploytool.library.taps import watch
 
 ACTIVE, EPS = 3, 0.15
@@ -125,3 +129,26 @@ def test_budgets_out_of_range(eps: float, steps: int) -> None:
 def test_images_out_of_range(scene: dict[str, Any]) -> None:
     with pytest.raises(DeploytoolError):
         attack(scene, Adaptive(EPS, 2), scene["image"][:2] * 300)
+
+
+def test_detection_attacks_on_the_cpu(plain_library: Library, plain_run: Any, tmp_path: Path, monkeypatch) -> None:
+    """Whatever the device of the scores: their network gives no gradients here, as if it were elsewhere."""
+
+    class Elsewhere(Scorer):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            watched = self.watched
+            self.watched = torch.no_grad()(lambda image: watched(image))
+
+    target = open_target(plain_run.path)
+    plan = DetectPlan(attacks=[], eps=[EPS], images=12, adaptive=2)
+    expected = detect(plain_library, target, plan, folder=tmp_path / "here")
+    monkeypatch.setattr(detection, "Scorer", Elsewhere)
+    assert detect(plain_library, target, plan, folder=tmp_path / "elsewhere")["rows"] == expected["rows"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_detection_on_a_gpu(plain_library: Library, plain_run: Any, tmp_path: Path) -> None:
+    plan = DetectPlan(attacks=[], eps=[EPS], images=12, adaptive=2)
+    rows = detect(plain_library, open_target(plain_run.path), plan, folder=tmp_path, device="cuda")["rows"]
+    assert [row["attack"] for row in rows] == ["adaptive-2"]

@@ -1,16 +1,19 @@
 """Building libraries: what is in them, against oracles on activities; interrupted anywhere, the same in the end."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -418,6 +421,97 @@ def test_interrupted_within_a_block(images: str, tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
+def stopped(folder: Path, recipe: LibraryRecipe, phase: str, place: str, patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the third block of a phase, with nothing written down before: between two layers, or before it."""
+    seen = []
+    own_blocks, own_patterns, own_add = build.blocks, build._Builder._patterns, build._Builder._add_statistics
+
+    def patterns(self: Any, block: Any, *arguments: Any) -> Any:
+        for count, each in enumerate(own_patterns(self, block, *arguments)):
+            if place == "within" and self.progress.phase == phase and block.first == 32 and count == 1:
+                raise KeyboardInterrupt
+            yield each
+
+    def add(self: Any, block: Any) -> None:
+        own_add(self, block)
+        if place == "within" and phase == "statistics" and block.first == 32:
+            raise KeyboardInterrupt
+
+    def init(self: Any, *arguments: Any) -> None:
+        own_init(self, *arguments)
+        seen.append(self)
+
+    def streamed(*arguments: Any) -> Any:
+        for block in own_blocks(*arguments):
+            if place == "before" and seen[0].progress.phase == phase and block.first == 32:
+                raise KeyboardInterrupt
+            yield block
+
+    own_init = build._Builder.__init__
+    with patch.context() as own, pytest.raises(KeyboardInterrupt):
+        own.setattr(build._Builder, "__init__", init)
+        own.setattr(build._Builder, "_patterns", patterns)
+        own.setattr(build._Builder, "_add_statistics", add)
+        own.setattr(build, "blocks", streamed)
+        build_library(module_target(Tiny()), recipe, folder)
+
+
+@pytest.mark.parametrize("place", ["before", "within"])
+@pytest.mark.parametrize("phase", ["statistics", "search", "patterns", "connections"])
+def test_ctrl_c_writes_whole_blocks_down(
+    phase: str, place: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a block is taken back; a search begins its round again."""
+    layers = [*made(images).model_dump()["layers"], {"layer": "relu", "size": 9}]
+    target, recipe = module_target(Tiny()), made(images, layers)
+    build_library(target, recipe, tmp_path / "whole")
+    stopped(tmp_path / "x", recipe, phase, place, monkeypatch)
+    with safe_open(progress_path(tmp_path / "x"), "pt") as archive:
+        document = json.loads(archive.metadata()["progress"])
+    assert (document["phase"], document["block"]) == (phase, 0 if phase == "search" else 2)
+    assert document["size"] == 16
+    build_library(target, recipe, tmp_path / "x", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "x")
+
+
+def test_ctrl_c_before_anything_is_done_leaves_nothing_to_resume(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = made(images)
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "blocks", interrupted)
+        build_library(module_target(Tiny()), recipe, tmp_path / "x")
+    assert not progress_path(tmp_path / "x").exists()
+    build_library(module_target(Tiny()), made(images, active=2), tmp_path / "x")
+
+
+def test_blocks_of_another_size_are_refused(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block 2 of 16 images is not block 2 of 32."""
+    target, recipe = module_target(Tiny()), made(images)
+    build_library(target, recipe, tmp_path / "whole")
+    stopped(tmp_path / "x", recipe, "patterns", "before", monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="had 16 images and have 32 now") as caught:
+        patch.setattr(streams, "MOST_IMAGES", 32)
+        build_library(target, recipe, tmp_path / "x", resume=True)
+    assert "\n" not in str(caught.value)
+    build_library(target, recipe, tmp_path / "x", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "x")
+
+
+def test_seconds_of_a_layer_are_its_own(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of one second per look: of two passes of 6 blocks, and of its own search alone."""
+    layers = [{"layer": "conv", "theta": 0.9}, {"layer": "linear:input", "size": 7}]
+    ticks = itertools.count()
+    monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    result = build_library(module_target(Tiny()), made(images, layers), tmp_path / "x")
+    by_layer = {row["layer"]: row["seconds"] for row in result["layers"]}
+    assert by_layer["conv"] == 12 < by_layer["linear:input"]
+
+
 SCRIPT = """
 import sys, time
 import torch
@@ -494,8 +588,16 @@ def test_a_finished_library(images: str, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RunError, match="already holds a library; continue it with --resume, or name another folder"):
         build_library(target, recipe, tmp_path / "x")
     monkeypatch.setattr(build, "_Builder", lambda *arguments: pytest.fail("nothing is to be built"))
-    assert build_library(target, recipe, tmp_path / "x", resume=True) | {"seconds": 0} == result | {"seconds": 0}
+    file = tmp_path / "x" / "library.json"
+    file.write_text(json.dumps(result | {"seconds": 1234.5}))
+    assert build_library(target, recipe, tmp_path / "x", resume=True) == result | {"seconds": 1234.5}
+    assert json.loads(file.read_text()) == result | {"seconds": 1234.5}
     assert library_path(tmp_path / "x").read_bytes() == before
+    for text in ("", "{", "[1]", json.dumps(result | {"images": 1, "seconds": 9e9}), '{"seconds": 9e9}'):
+        file.write_text(text)
+        again = build_library(target, recipe, tmp_path / "x", resume=True)
+        assert again | {"seconds": 0} == result | {"seconds": 0} and again["seconds"] < 1000
+        assert json.loads(file.read_text()) == again
     with pytest.raises(RunError, match="has libraries of another network"):
         build_library(module_target(Tiny(seed=1)), recipe, tmp_path / "x", resume=True)
 
@@ -526,6 +628,26 @@ def test_notes_of_an_unknown_phase(images: str, tmp_path: Path) -> None:
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "words"),
+    [
+        (
+            [{"layer": "a", "size": 7}],
+            {},
+            r"active \(=8\) is above the size \(=7\) of layer a; lower it, or raise size",
+        ),
+        ([{"layer": "a", "title": "A"}], {"size": 7}, r"above the size \(=7\) of layer A"),
+        ([], {"size": 7}, r"above the size \(=7\) of each layer"),
+    ],
+)
+def test_more_active_nodes_than_patterns(layers: list[Any], changes: dict[str, Any], words: str) -> None:
+    document = {"name": "x", "layers": layers, **changes}
+    with pytest.raises(RecipeError, match=words):
+        LibraryRecipe.make(document | {"active": 8})
+    LibraryRecipe.make(document | {"active": 7})
+    LibraryRecipe.make({"name": "x", "layers": [{"layer": "a", "theta": 0.5}], "active": 8, "size": 7})
 
 
 def test_data_has_to_be_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from deploytool.errors import InputError
 from deploytool.explain.target import module_target, open_target
+from deploytool.export.artefact import export
 from deploytool.library.taps import default_layers, feature_name, joined, parts_of, watch, watch_file, watch_module
 from deploytool.models.setting import Setting
 
@@ -173,7 +174,7 @@ def test_parts() -> None:
     assert joined("b+a", found).tolist() == [[0, *[1] * 6]] * 2 and joined("a", found) is found["a"]
 
 
-def foreign_file(folder: Path, network: Small) -> Path:
+def foreign_file(folder: Path, network: Small, count: int | str = "N") -> Path:
     """The same network as one would write it elsewhere: nodes with names, an output that is not called logits."""
     weights = {
         f"{name}.{part}": getattr(getattr(network, name), part).detach().numpy()
@@ -194,8 +195,8 @@ def foreign_file(folder: Path, network: Small) -> Path:
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 1, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 5])],
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [count, 1, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [count, 5])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -228,7 +229,36 @@ def test_a_foreign_file(tmp_path: Path) -> None:
     for name, activity in expected.items():
         torch.testing.assert_close(found[name], activity, rtol=1e-4, atol=1e-5)
     assert default_layers(target, IMAGE) == ["d", "e", "logits"]
-    assert feature_name(target) == "f"
+    assert feature_name(target, IMAGE) == "f"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_file_of_a_fixed_number_of_images(count: int, tmp_path: Path) -> None:
+    """It is given groups of them, the last one filled up; feature maps are found all the same."""
+    network = Small().eval()
+    own = by_hand(network, IMAGE)
+    target = open_target(foreign_file(tmp_path, network, count))
+    assert default_layers(target, IMAGE) == ["d", "e", "logits"]
+    logits, found = watch(target, ["d", "a+f", "logits"], IMAGE)(IMAGE)
+    torch.testing.assert_close(logits, own["logits"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["d"], own["relu"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["a+f"], torch.cat([own["first"].flatten(1), own["linear:input"]], 1))
+    with pytest.raises(InputError, match=r"layer unit gives \(\d,\) for \d images"):
+        watch(target, ["unit"], IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_as_torch_exports_it(tmp_path: Path) -> None:
+    """With the N of its example, 2 here, and three images."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)).eval()
+    torch.onnx.export(network, (IMAGE[:2],), str(tmp_path / "x.onnx"), dynamo=False)
+    target = open_target(tmp_path / "x.onnx")
+    *layers, _ = default_layers(target, IMAGE)
+    name = feature_name(target, IMAGE)
+    logits, found = watch(target, [*layers, name], IMAGE)(IMAGE)
+    torch.testing.assert_close(logits, network(IMAGE), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[layers[-1]], network[:2](IMAGE), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[name], network[:3](IMAGE), rtol=1e-4, atol=1e-5)
 
 
 def test_names_that_a_foreign_file_has_not(tmp_path: Path) -> None:
@@ -256,7 +286,7 @@ def test_our_own_files_at_every_lambda(lam, conditioning, trained_run, trained_f
     file = trained_file if conditioning == "switch" else trained_interpolate_file
     target = open_target(file)
     layers = [name for name in default_layers(target, IMAGE) if name != "logits"]
-    names = [*layers, feature_name(target), "logits"]
+    names = [*layers, feature_name(target, IMAGE), "logits"]
     logits, found = watch(target, names, IMAGE, lam)(IMAGE)
     setting = Setting(lam, target.setting.lambda_threshold, conditioning, "frozen")
     network = trained_run.model.plain_network(setting)
@@ -273,7 +303,7 @@ def test_our_own_files_at_every_lambda(lam, conditioning, trained_run, trained_f
 def test_lambda_where_it_is_taken(trained_interpolate_file: Path, plain_file: Path) -> None:
     """None stands for 0; a file without lambda refuses one."""
     conditional, plain = open_target(trained_interpolate_file), open_target(plain_file)
-    name = feature_name(conditional)
+    name = feature_name(conditional, IMAGE)
     at = {lam: watch(conditional, [name], IMAGE, lam)(IMAGE)[1][name] for lam in (None, 0.0, 1.0)}
     assert torch.equal(at[None], at[0.0]) and not torch.equal(at[0.0], at[1.0])
     assert watch(plain, ["logits"], IMAGE)(IMAGE)[1]["logits"].shape == (3, 10)
@@ -302,12 +332,64 @@ def test_default_layers_of_modules(plain_run) -> None:
         nn.Linear(3, 5),
     )
     assert default_layers(module_target(network), IMAGE) == ["2", "4", "logits"]
-    assert feature_name(module_target(network)) == "7:input"
+    assert feature_name(module_target(network), IMAGE) == "7:input"
     found = default_layers(open_target(plain_run.path), IMAGE)
     assert found == ["layer1", "layer2", "layer3", "logits"]
-    assert feature_name(open_target(plain_run.path)) == "linear:input"
+    assert feature_name(open_target(plain_run.path), IMAGE) == "linear:input"
 
 
 def test_a_network_without_linear_layer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="target module has no linear layer"):
-        feature_name(module_target(nn.Sequential(nn.Conv2d(1, 5, 8), nn.Flatten())))
+        feature_name(module_target(nn.Sequential(nn.Conv2d(1, 5, 8), nn.Flatten())), IMAGE)
+
+
+class Twisted(nn.Module):
+    """Linear layers defined in another order than they run in, and one beside the answer that runs last."""
+
+    def __init__(self, detached: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.body, self.beside = nn.Linear(6, 5), nn.Linear(64, 6), nn.Linear(5, 2)
+        self.detached = detached
+
+    def forward(self, image: Tensor) -> Tensor:
+        image -= 0.5
+        logits = self.head(F.relu(self.body(image.flatten(1)), inplace=True))
+        self.beside(logits)
+        return logits.detach() if self.detached else logits
+
+
+def test_features_are_those_of_the_linear_layer_that_ran_last_before_the_answer() -> None:
+    kept = IMAGE.clone()
+    target = module_target(Twisted())
+    assert feature_name(target, IMAGE) == "head:input" and torch.equal(IMAGE, kept)
+    network = target.network()
+    assert isinstance(network, nn.Module) and not any(module._forward_hooks for module in network.modules())
+    assert feature_name(module_target(Twisted(detached=True)), IMAGE) == "beside:input"  # nothing says what it is of
+
+
+def test_features_of_files_with_products_beside_the_answer(tmp_path: Path) -> None:
+    """As of libraries, which come after the network's own nodes."""
+    file = foreign_file(tmp_path, Small())
+    model = onnx.load(file)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 1), np.float32), "patterns"))
+    model.graph.node.append(helper.make_node("MatMul", ["d_flat", "patterns"], ["cpl"], "product"))
+    model.graph.node.insert(8, helper.make_node("Flatten", ["e"], ["d_flat"]))
+    model.graph.node.append(helper.make_node("Identity", ["scores"], ["logits"]))
+    model.graph.output.insert(0, helper.make_tensor_value_info("cpl", TensorProto.FLOAT, ["N", 1]))
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 5]))
+    onnx.save(model, file)
+    assert feature_name(open_target(file), IMAGE) == "f"
+
+
+def test_features_of_a_file_that_answers_cpl(trained_run, float_library, tmp_path: Path) -> None:
+    """They are the network's, at every lambda."""
+    file = Path(export(trained_run, tmp_path / "x.onnx", library=float_library)["file"])
+    target = open_target(file)
+    assert "cpl" in {value.name for value in onnx.load(file).graph.output}
+    name = feature_name(target, IMAGE)
+    setting = Setting(1.0, target.setting.lambda_threshold, "switch", "frozen")
+    with torch.no_grad():
+        _, expected = watch_module(trained_run.model.plain_network(setting), ["linear:input"])(IMAGE)
+    _, found = watch(target, [name], IMAGE, 1.0)(IMAGE)
+    torch.testing.assert_close(found[name].flatten(1), expected["linear:input"], rtol=1e-3, atol=1e-3)
