@@ -29,8 +29,8 @@ FOLDS = 5
 class Detector:
     """The combination.
 
-    P-values of the regression's clean images are those of folds that it was not fitted on, neither on an image nor on its
-    attacked copies.
+    P-values of the regression's clean images are those of folds that it was not fitted on, neither on an image nor on
+    its attacked copies.
 
     Args:
         clean: scores of calibration images as they are.
