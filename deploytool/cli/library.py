@@ -194,20 +194,23 @@ def detect(
 ) -> None:
     """Measure how well agreement of TARGET's layers tells attacked and foreign images from clean ones (figure 5).
 
-    Beside it: the largest softmax probability, the distance to the nearest training features, and a combination that
-    is fitted to the first attack. An interrupted measurement goes on with the next attack.
+    Beside it: the largest softmax probability, the distance to the nearest training features, and a combination. That
+    is fitted on other images, attacked by the first attack and by pgd-40 at each eps: its AUROC is for attacks and
+    radii that it knows. An interrupted measurement goes on with the next attack. An ONNX file has no gradients:
+    attack it with square, or with none.
     """
     from deploytool.extras import require_extra
 
     require_extra("train")
     from deploytool.atomic import writable_folder
     from deploytool.device import choose_device, use_threads
-    from deploytool.library.detection import FOLDER, DetectPlan
+    from deploytool.library.detection import FOLDER, DetectPlan, check_gradients
     from deploytool.library.detection import detect as measure
     from deploytool.report.library import render_detection, write_detection
 
     plan = DetectPlan(**_given(wanted))
     own, opened, lam = _open(target, path, lam)
+    check_gradients(plan, opened)
     for name in own.sets:
         for layer in own.at(lam, name):
             layer.check_active(own.recipe.active)

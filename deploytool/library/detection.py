@@ -9,13 +9,19 @@ what is measured is measured on the other. Attacks are on the network's own answ
 | adaptive-S | the same, by the attack that knows the libraries (`deploytool.library.adaptive`) |
 | foreign:NAME | another data set's |
 
+The combination is fitted on calibration images, attacked by the first attack and by a PGD that stops at the first wrong
+answer (pgd-40), at every measured eps: its AUROC is that of known attacks at known radii, on other images. What it is
+worth against others, the other attacks' and the foreign images' rows say.
+
 In LIBRARY/detection/units/ one file for each of them, which is not computed again.
 
 Reference: J. H. Lee, Library network, a possible path to explainable neural networks, 2019 ("paper 4"), section 2.2.3.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +32,18 @@ from torch import Tensor
 from deploytool import __version__
 from deploytool.atomic import atomic_path, writable_folder
 from deploytool.attacks.checks import check_counts, check_radius
+from deploytool.attacks.names import parse_name, split_name
 from deploytool.attacks.registry import AttackBase, make_attack
 from deploytool.attacks.run import BATCH, Attack, run_attack
+from deploytool.data.datasets import load_dataset
 from deploytool.data.foreign import foreign_images
 from deploytool.data.images import Images
-from deploytool.digests import file_digest
+from deploytool.digests import file_digest, state_digest
 from deploytool.errors import InputError
 from deploytool.explain.consistency import auroc
 from deploytool.explain.target import Target, working_network
 from deploytool.library.adaptive import Adaptive, class_means, evade
-from deploytool.library.agreement import default_lambda, load_test
+from deploytool.library.agreement import default_lambda
 from deploytool.library.calibration import split
 from deploytool.library.detector import Detector
 from deploytool.library.folder import Library, library_path
@@ -60,7 +68,7 @@ class DetectPlan:
     """What is to be detected.
 
     Attributes:
-        attacks: names, as of `evaluate`; the first is what the combination is fitted on.
+        attacks: names, as of `evaluate`; the combination is fitted on the first, and on pgd-40 unless gradients lack.
         eps: radii, in units of the image's [0, 1].
         foreign: names of other data sets, or `noise`.
         images: of each part of the test images, at most.
@@ -115,9 +123,11 @@ def detect(
         `auroc_cpl`, `auroc_max_softmax`, `auroc_knn`, `auroc_combined` (of the first set; 0.5 is a guess, below it
         attacked images look more usual than clean ones), `fooled` (share whose answer the attack changed, None of
         foreign images), `detected` (share below the first set's threshold, None of others), `cpl_mean`, `n`.
-        `clean`: `{set, cpl_mean}`; `verdict`: `{threshold, false_alarm_rate, false_alarms}`, what was asked for and
-        what the measured images say; `cpl`: the first set's values by name, for histograms; `combined_fitted_on`: the
-        attacks on calibration images, `{attack, eps}`; and what was measured with.
+        `clean`: `{set, cpl_mean}`; `verdict`: `{threshold, false_alarm_rate, false_alarms, false_alarms_se,
+        false_alarm_images}`, what was asked for and what all test images that nothing was chosen on say, with the
+        binomial standard error and their number; `cpl`: the first set's values by name, for histograms;
+        `combined_fitted_on`: the attacks on calibration images, `{attack, eps}`; `library_lambda`: of several lambdas'
+        libraries, the one whose libraries answered, else None; and what was measured with.
 
     Raises:
         RunError: the libraries are another network's. DataError: a foreign data set cannot be loaded.
@@ -125,6 +135,7 @@ def detect(
         has fewer patterns than the recipe's `active`, or the folder cannot be written to.
     """
     library.check_target(target)
+    check_gradients(plan, target)
     lam = default_lambda(library, lam)
     if len(library.layers(lam)) < 2:
         raise InputError(
@@ -134,6 +145,23 @@ def detect(
     place = writable_folder(Path(folder or library.path / FOLDER), ADVICE)
     study = _Study(library, target, plan, lam, foreign, writable_folder(place / "units", ADVICE), device)
     return study.document()
+
+
+def check_gradients(plan: DetectPlan, target: Target) -> None:
+    """Raise InputError where a plan needs gradients that a target (an ONNX file) has not."""
+    if target.has_gradients:
+        return
+    if plan.adaptive:
+        raise InputError(
+            f"target {target.name} has no gradients, which the adaptive attack needs; leave --adaptive out, or attack "
+            "the run that it was exported from"
+        )
+    for name in plan.attacks:
+        if not parse_name(split_name(name)[0]).black_box:
+            raise InputError(
+                f"target {target.name} has no gradients, which attack {name} needs; use --attack square, or --attack "
+                "none with --foreign NAME"
+            )
 
 
 class _Study:
@@ -151,11 +179,15 @@ class _Study:
     ) -> None:
         self.library, self.target, self.plan, self.lam = library, target, plan, lam
         self.others, self.units, self.device = foreign, units, device
-        chosen, measured = split(load_test(library), library.recipe.calibration, library.recipe.seed)
+        assert library.recipe.data is not None, "building writes it down"
+        data = load_dataset(library.recipe.data)
+        chosen, measured = split(data.test, library.recipe.calibration, library.recipe.seed)
         self.parts = {"calibration": chosen.head(plan.images), "measured": measured.head(plan.images)}
-        self.threshold_images = chosen
+        self.measured = measured
         weights = file_digest(library_path(library.path))
-        self.common = [__version__, torch.__version__, weights, lam, plan.seed, plan.images, device]
+        train = data.train.head(library.recipe.images).images
+        images = state_digest({"calibration": chosen.images, "measured": measured.images, "train": train})
+        self.common = [__version__, torch.__version__, weights, images, lam, plan.seed, plan.images, device]
         self._scorer: Scorer | None = None
         self.names = [(name, eps) for name in plan.attacks for eps in plan.eps]
 
@@ -170,7 +202,9 @@ class _Study:
         """Everything that was measured."""
         plan, library = self.plan, self.library
         adaptive = [Adaptive(eps, plan.adaptive) for eps in plan.eps] if plan.adaptive else []
-        total = 3 + 3 * len(self.names) + len(adaptive) + len(plan.foreign)
+        known_names = {*plan.attacks[:1], *([FIRST] if self.target.has_gradients else [])} if self.names else set()
+        kinds = sorted((name, eps) for name in known_names for eps in set(plan.eps))
+        total = 2 + len(self.names) + len(kinds) + len(adaptive) + len(plan.foreign)
         with progress_bar("detecting", total) as bar:
 
             def done(scores: Scores, note: str) -> Scores:
@@ -186,11 +220,8 @@ class _Study:
                 found[budget.name, budget.eps] = done(self.adaptive(budget), f"{budget.name} eps {budget.eps:g}")
             for name in plan.foreign:
                 found[f"foreign:{name}", None] = done(self.foreign(name), name)
-            detector, kinds = None, set[tuple[str, float]]()
-            if self.names:
-                kinds = {(plan.attacks[0], eps) for eps in plan.eps} | {(FIRST, eps) for eps in plan.eps}
-                known = [done(self.attacked("calibration", *kind), "combination") for kind in sorted(kinds)]
-                detector = Detector(calibration, _joined(known))
+            known = [done(self.attacked("calibration", *kind), "combination") for kind in kinds]
+            detector = Detector(calibration, _joined(known)) if known else None
         rows = [row for key, scores in found.items() for row in self._rows(key, scores, clean, detector)]
         first = library.sets[0]
         cpl = {"clean": clean.cpl[first].tolist()}
@@ -199,13 +230,14 @@ class _Study:
         return {
             "rows": rows,
             "clean": [{"set": name, "cpl_mean": float(clean.cpl[name].mean())} for name in library.sets],
-            "verdict": self._verdict(clean),
+            "verdict": self._verdict(),
             "cpl": cpl,
-            "combined_fitted_on": [{"attack": name, "eps": eps} for name, eps in sorted(kinds)],
+            "combined_fitted_on": [{"attack": name, "eps": eps} for name, eps in kinds],
             "sets": library.sets,
             "library": str(library.path),
             "target": self.target.name,
             "lambda": self.lam,
+            "library_lambda": library.lambdas[library.which(self.lam)] if len(library.conditions) > 1 else None,
             "images": len(clean),
             "active": library.recipe.active,
             "seed": plan.seed,
@@ -217,7 +249,14 @@ class _Study:
 
     def clean(self, part: str) -> Scores:
         """Scores of images as they are."""
+        if part == "measured":
+            return _head(self.held_out, self.plan.images)
         return self._unit([part], lambda: self.parts[part])
+
+    @cached_property
+    def held_out(self) -> Scores:
+        """Scores of all images that nothing is chosen on; the first of them are attacked."""
+        return self._unit(["measured"], lambda: self.measured)
 
     def attacked(self, part: str, name: str, eps: float) -> Scores:
         """Scores of the same images, attacked: away from what the network answers to them."""
@@ -261,7 +300,7 @@ class _Study:
             image = self.others[name]
             return Images(image, torch.zeros(len(image), dtype=torch.int64))
 
-        return self._unit(["foreign", name], images)
+        return self._unit(["foreign", name, state_digest({"image": self.others[name]})], images)
 
     def _unit(self, what: list[Any], images: Any) -> Scores:
         """Scores of images, which are made unless a file has them."""
@@ -272,19 +311,26 @@ class _Study:
             _save(file, known)
         return known
 
-    def _verdict(self, clean: Scores) -> Row | None:
-        """What the calibrated threshold does to measured images."""
+    def _verdict(self) -> Row | None:
+        """What the calibrated threshold does to clean images that it was not chosen on."""
         if not self.library.calibration:
             return None
         own = self.library.calibration[self.library.which(self.lam)]
-        alarms = float((clean.cpl[self.library.sets[0]] < own.threshold).double().mean())
-        return {"threshold": own.threshold, "false_alarm_rate": own.false_alarm_rate, "false_alarms": alarms}
+        cpl = self.held_out.cpl[self.library.sets[0]]
+        alarms = float((cpl < own.threshold).double().mean())
+        return {
+            "threshold": own.threshold,
+            "false_alarm_rate": own.false_alarm_rate,
+            "false_alarms": alarms,
+            "false_alarms_se": math.sqrt(alarms * (1 - alarms) / len(cpl)),
+            "false_alarm_images": len(cpl),
+        }
 
     def _rows(
         self, key: tuple[str, float | None], scores: Scores, clean: Scores, detector: Detector | None
     ) -> list[Row]:
         name, eps = key
-        first, verdict = self.library.sets[0], self._verdict(clean)
+        first, verdict = self.library.sets[0], self._verdict()
         rows = []
         for each in self.library.sets:
             own = each == first
@@ -322,6 +368,12 @@ def _joined(parts: Sequence[Scores]) -> Scores:
         torch.cat([part.traits for part in parts]),
         torch.cat([part.answer for part in parts]),
     )
+
+
+def _head(scores: Scores, count: int) -> Scores:
+    """Scores of the first images."""
+    cpl = {name: each[:count] for name, each in scores.cpl.items()}
+    return Scores(cpl, *(getattr(scores, name)[:count] for name in ("max_softmax", "knn", "traits", "answer")))
 
 
 def _save(file: Path, scores: Scores) -> None:

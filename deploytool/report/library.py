@@ -34,6 +34,10 @@ DETECTION_LEGEND = (
     "fooled: share whose answer the attack changed. doubtful: share below the verdict's threshold. mean CPL: of clean "
     "images {clean:.3f}."
 )
+COMBINED_LEGEND = (
+    "combined: fitted on other images, attacked by {attacks} at each eps; its AUROC is for attacks and radii that it "
+    "knows."
+)
 
 
 def build_table(document: Row) -> str:
@@ -177,7 +181,7 @@ def render_detection(document: Row, tablefmt: str = "simple") -> str:
     parts = [
         _conditions(document),
         tabulate(table, heads, tablefmt=tablefmt, disable_numparse=True, colalign=sides),
-        fill(DETECTION_LEGEND.format(first=first, clean=clean), COLUMNS),
+        fill(" ".join([DETECTION_LEGEND.format(first=first, clean=clean), *_combined(document)]), COLUMNS),
     ]
     if others:
         areas = {(row["attack"], row["eps"], row["set"]): row["auroc_cpl"] for row in document["rows"]}
@@ -194,10 +198,17 @@ def render_detection(document: Row, tablefmt: str = "simple") -> str:
     if document["verdict"] is not None:
         verdict = document["verdict"]
         parts.append(
-            f"verdict: doubtful below CPL {verdict['threshold']:.4f}; {verdict['false_alarms']:.3f} of the clean images"
-            f" are, {verdict['false_alarm_rate']:g} were asked for"
+            f"verdict: doubtful below CPL {verdict['threshold']:.4f}; {verdict['false_alarms']:.3f} +- "
+            f"{verdict['false_alarms_se']:.3f} of {verdict['false_alarm_images']} clean images are, "
+            f"{verdict['false_alarm_rate']:g} were asked for"
         )
     return "\n\n".join(parts)
+
+
+def _combined(document: Row) -> list[str]:
+    """What the combination was fitted on."""
+    names = dict.fromkeys(each["attack"] for each in document["combined_fitted_on"])
+    return [COMBINED_LEGEND.format(attacks=" and ".join(names))] if names else []
 
 
 def _largest(matrix: Sequence[Sequence[float | None]], classes: Sequence[str]) -> list[str]:
@@ -217,8 +228,10 @@ def _largest(matrix: Sequence[Sequence[float | None]], classes: Sequence[str]) -
 def _conditions(document: Row) -> str:
     count = document.get("n", document.get("images"))
     machine = f"; {document['device']} ({document['processor']})" if "processor" in document else ""
+    own = document.get("library_lambda")
+    other = "" if own in (None, document["lambda"]) else f" (answered by the libraries{_at(own)})"
     return (
-        f"libraries in {document['library']}, of {document['target']}{_at(document['lambda'])}\n"
+        f"libraries in {document['library']}, of {document['target']}{_at(document['lambda'])}{other}\n"
         f"{count} test images, {document['active']} active nodes{machine}"
     )
 

@@ -18,7 +18,7 @@ BINS = 40  # of a histogram
 RIVALS = {
     "auroc_max_softmax": ("largest softmax probability", "--"),
     "auroc_knn": ("nearest training features (kNN)", ":"),
-    "auroc_combined": ("combination, fitted to the first attack", "-"),
+    "auroc_combined": ("combination, fitted to these attacks", "-"),
 }
 RIVAL_COLOURS = {"auroc_max_softmax": "#555555", "auroc_knn": "#555555", "auroc_combined": "#000000"}
 

@@ -78,6 +78,8 @@ def test_all_commands_in_a_row(trained_run: Run, recipe: Path, tmp_path: Path) -
     assert load_library(folder).recipe.images == 150
 
     here = [trained_run.path, "--library", folder, "--device", "cpu"]
+    answered = library_json("detect", *here, "--attack", "none", "--foreign", "noise", "--images", 8, "--lambda", 0.6)
+    assert (answered["lambda"], answered["library_lambda"]) == (0.6, load_library(folder).lambdas[-1])
     foretold = library_json("predict", *here, "--lambda", 1)
     assert foretold["lambda"] == 1 and foretold["active"] == 3
     assert [(row["layer"], row["theta"]) for row in foretold["layers"]] == LIBRARIES
@@ -136,8 +138,15 @@ def test_an_onnx_file_has_libraries_of_its_own(plain_file: Path, float_recipe: R
     loaded = load_library(tmp_path / "model 1-library")
     assert loaded.recipe.name == "model-1"
     assert library_json("predict", own, "--device", "cpu")["library"] == built["library"]
-    needs = library("detect", own, "--images", 8, "--eps", "0.05")
-    assert_one_line_error(needs, "no gradient", "square")
+    few = ["--images", 8, "--eps", "0.05", "--device", "cpu"]
+    needs = library("detect", own, *few)
+    assert_one_line_error(needs, "no gradients", "pgd-40:iterate=last", "--attack square", "--attack none")
+    adaptive = library("detect", own, *few, "--attack", "none", "--foreign", "noise", "--adaptive", 2)
+    assert_one_line_error(adaptive, "no gradients", "--adaptive")
+    assert not (tmp_path / "model 1-library" / "detection").exists()
+    found = library_json("detect", own, *few, "--attack", "square:queries=3")
+    assert found["combined_fitted_on"] == [{"attack": "square:queries=3", "eps": 0.05}]
+    library_json("detect", own, *few, "--attack", "none", "--foreign", "noise")
 
 
 def test_build_refuses_in_one_line(plain_run: Run, recipe: Path, tmp_path: Path) -> None:
@@ -206,6 +215,8 @@ def test_a_lambda_out_of_range_is_refused(trained_run: Run, recipe: Path, tmp_pa
 def test_the_help_has_the_plan_s_defaults() -> None:
     text = " ".join(library("detect", "--help").stdout.split())
     plan = DetectPlan()
+    assert "fitted on other images, attacked by the first attack and by pgd-40 at each eps" in text
+    assert "attacks and radii that it knows" in text
     assert f"[{','.join(f'{eps:g}' for eps in plan.eps)}]" in text and f"the paper's: {plan.attacks[0]}]" in text
     assert f"combination. [{plan.images}]" in text and f"libraries. [{plan.adaptive}]" in text
 

@@ -66,10 +66,12 @@ def detection(
     values = [0.1, 0.5, 0.9, 1.0]
     cpl = {"clean": values} | {name if eps is None else f"{name} eps {eps:g}": values for name, eps in kinds}
     verdict = {"threshold": 0.3, "false_alarm_rate": 0.05, "false_alarms": 0.0625}
+    verdict |= {"false_alarms_se": 0.0605, "false_alarm_images": 16}
+    fitted = [{"attack": attack, "eps": eps} for attack in ("pgd-40", *attacks[:1]) for eps in (0.01, 0.1)]
     clean = [{"set": name, "cpl_mean": 0.625} for name in SETS]
     made = {"device": "cpu", "processor": "p", "threads": 1, "torch": "2", "seed": 0, "images": 8}
     document = {"rows": rows, "clean": clean, "verdict": verdict, "cpl": cpl, "sets": list(SETS), **COMMON, **made}
-    return document | changes
+    return document | {"combined_fitted_on": fitted if attacks else []} | changes
 
 
 def cells(text: str, start: str) -> list[list[str]]:
@@ -130,11 +132,22 @@ def test_tables_of_detection() -> None:
         ["pgd", "0.1", "0.750", "0.250"],
     ]
     assert cells(text, "foreign:noise")[0][:3] == ["foreign:noise", "-", "0.750"]
-    assert "below CPL 0.3000; 0.062 of the clean images are, 0.05 were asked for" in text and "images 0.625" in text
+    assert "below CPL 0.3000; 0.062 +- 0.060 of 16 clean images are, 0.05 were asked for" in text
+    assert "images 0.625" in text
+    flat = " ".join(text.split())
+    assert "combined: fitted on other images, attacked by pgd-40 and pgd at each eps; its AUROC is for attacks" in flat
+    assert "combined: " not in render_detection(detection(attacks=()))
     one = detection(sets=["Set1"], verdict=None)
     one["rows"] = [row for row in one["rows"] if row["set"] == "Set1"]
     text = render_detection(one)
     assert "by set" not in text and "verdict: " not in text
+
+
+def test_tables_say_which_library_answered() -> None:
+    own: dict[str, Any] = {"lambda": 0.4, "library_lambda": 0.0}
+    assert "of run at lambda 0.4 (answered by the libraries at lambda 0)\n" in render_detection(detection(**own))
+    assert "of run at lambda 0.4\n" in render_detection(detection(**own | {"library_lambda": 0.4}))
+    assert "of run at lambda 0.4\n" in render_detection(detection(**own | {"library_lambda": None}))
 
 
 def test_tables_fit_a_terminal() -> None:
@@ -218,6 +231,7 @@ def test_the_figure_of_detection_holds_the_rows(kept: list[Figure], tmp_path: Pa
     lines = {line.get_label(): line for line in pgd.lines}
     np.testing.assert_allclose(lines["CPL, Set1"].get_xydata(), [[0.01, 0.75], [0.1, 0.75]])
     np.testing.assert_allclose(lines["CPL, Set2"].get_ydata(), [0.25, 0.25])
+    assert "combination, fitted to these attacks" in lines
     np.testing.assert_allclose(lines["nearest training features (kNN)"].get_ydata(), [0.5625, 0.5625])
     assert adaptive.get_title() == "(C) adaptive-20" and "units of [0, 1]" in adaptive.get_xlabel()
     assert [label.get_text() for label in foreign.get_xticklabels()] == ["noise"]
