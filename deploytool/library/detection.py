@@ -237,7 +237,7 @@ class _Study:
             "library": str(library.path),
             "target": self.target.name,
             "lambda": self.lam,
-            "library_lambda": library.lambdas[library.which(self.lam)] if len(library.conditions) > 1 else None,
+            "library_lambda": library.built_lambda(self.lam),
             "images": len(clean),
             "active": library.recipe.active,
             "seed": plan.seed,
