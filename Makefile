@@ -35,6 +35,8 @@ bench: .venv/.installed  ## ratios of things run interleaved in one process
 	$(BIN)/python benchmarks/reasoning_head.py --rounds 100
 	$(BIN)/python benchmarks/faithfulness.py --rounds 3
 	$(BIN)/python benchmarks/saliency.py --masks 1000
+	$(BIN)/python benchmarks/library_building.py --images 10000
+	$(BIN)/python benchmarks/pattern_search.py --rounds 2
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
