@@ -47,7 +47,6 @@ from deploytool.library.recipe import LOGITS as LOGITS_LAYER
 from deploytool.library.taps import JOINED, parts_of, watch_module
 from deploytool.models.conditional import ConditionalModel
 from deploytool.models.setting import Setting
-from deploytool.recipe import FloatMethod
 from deploytool.runtime.library import CPL, Calibration, LibraryNote, boundaries, choose
 from deploytool.training.run import Run
 
@@ -111,7 +110,7 @@ def libraries_of(run: Run, library: Library, setting: Setting, narrow: Sequence[
         held = ", ".join(f"{each:g}" for each in (*narrow, setting.width))
         raise InputError(f"{library.path} has libraries of width {width:g}, the file of {held}; add --width {width:g}")
     library.open_target(run.path)
-    switches = isinstance(run.recipe.method, FloatMethod) and setting.conditioning == "switch"
+    switches = run.model.is_conditional and setting.conditioning == "switch"
     return make_libraries(library, switches)
 
 

@@ -307,21 +307,21 @@ def untrained(changes: Sequence[str], folder: Path) -> Run:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_libraries_of_oat_are_chosen_half_way(int8: bool, tmp_path: Path) -> None:
+def test_libraries_of_oat_are_chosen_where_its_batch_norms_switch(int8: bool, tmp_path: Path) -> None:
     run = untrained(["method={name: oat}"], tmp_path)
     info, model = run.checkpoint.data, run.model
     setting = export_setting(run.recipe, None, None)
     images = load_dataset(run.recipe.data).train.batch(slice(0, 60))[0]
     library = make_library(model, info, setting, images, layers=("layer1", "layer3", "logits"), thetas=[0.9999, 0.9999])
     quantizer = quantizer_of_untrained(model, run.recipe, info, setting, (), 16) if int8 else None
-    options: dict[str, Any] = {"libraries": make_libraries(library, False), "quantizer": quantizer}
+    options: dict[str, Any] = {"libraries": make_libraries(library, True), "quantizer": quantizer}
     file = tmp_path / "m.onnx"
     result = write_artefact(model, run.recipe, info, random_images(info), file, setting, **options)
     assert result["parity"]["outputs"]["cpl"] <= 1e-4
     note = read_artefact(file).metadata.library
-    assert note is not None and note.switch_at is None
-    for lam in () if int8 else (0.0, 0.5, 0.51, 1.0):
-        layers = library.at(0.0 if lam <= 0.5 else 1.0)
+    assert note is not None and note.switch_at == 0
+    for lam in () if int8 else (0.0, 0.1, 0.5, 1.0):
+        layers = library.at(1.0 if lam else 0.0)
         with torch.no_grad():
             network = model.plain_network(replace(setting, lam=lam))
             _, found = watch_module(network, [layer.layer for layer in layers])(torch.from_numpy(pictures()))
