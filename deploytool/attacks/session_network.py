@@ -1,10 +1,11 @@
 """ONNX files as networks to attack: logits alone, so for black-box attacks."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,8 @@ from deploytool.runtime.artefact import artefact_of, read_onnx
 from deploytool.runtime.network import open_session, run_session
 from deploytool.runtime.session import Session
 from deploytool.runtime.threads import check_threads
+
+Array = np.ndarray[Any, Any]
 
 MAX_IMAGE_VALUES = 1 << 26
 
@@ -116,16 +119,21 @@ def _foreign(name: str, model: onnx.ModelProto, threads: int | None) -> Network:
         array = _as_array(image)
         group = size or len(array)
         answers = []
-        for start in range(0, len(array), group):
-            part = array[start : start + group]
-            filled = np.concatenate([part, np.repeat(part[-1:], group - len(part), axis=0)])
+        for filled, count in filled_groups(array, group):
             (answer,) = run_session(session, [wanted], {inputs[0].name: filled}, name)
             if not isinstance(answer, np.ndarray) or answer.dtype != np.float32 or answer.shape[:1] != (group,):
                 raise ArtefactError(f"{name}: its output {wanted} is not (N, K) float32")
-            answers.append(answer[: len(part)])
+            answers.append(answer[:count])
         return torch.from_numpy(np.concatenate(answers)).to(image.device)
 
     return network
+
+
+def filled_groups(array: Array, group: int) -> Iterator[tuple[Array, int]]:
+    """Images (N, ...) in groups of a fixed size, the last one filled up with its last image, and how many are real."""
+    for start in range(0, len(array), group):
+        part = array[start : start + group]
+        yield np.concatenate([part, np.repeat(part[-1:], group - len(part), axis=0)]), len(part)
 
 
 def _image_shape(name: str, value: onnx.ValueInfoProto) -> tuple[int, tuple[int, ...]]:

@@ -204,6 +204,7 @@ def detect(
     require_extra("train")
     from deploytool.atomic import writable_folder
     from deploytool.device import choose_device, use_threads
+    from deploytool.library.agreement import check_enough
     from deploytool.library.detection import FOLDER, DetectPlan, check_gradients
     from deploytool.library.detection import detect as measure
     from deploytool.report.library import render_detection, write_detection
@@ -211,9 +212,7 @@ def detect(
     plan = DetectPlan(**_given(wanted))
     own, opened, lam = _open(target, path, lam)
     check_gradients(plan, opened)
-    for name in own.sets:
-        for layer in own.at(lam, name):
-            layer.check_active(own.recipe.active)
+    check_enough(own.layers(lam), own.recipe.active)
     use_threads(threads)
     place = writable_folder(output or own.path / FOLDER, ADVICE)
     document = measure(own, opened, plan, lam, place, str(choose_device(device)))

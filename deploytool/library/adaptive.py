@@ -19,7 +19,7 @@ References: N. Carlini, D. Wagner, Adversarial examples are not easily detected,
 attacks to adversarial example defenses, 2020.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,16 +27,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deploytool.attacks.checks import check_counts, check_images, check_radius
+from deploytool.attacks.losses import margin
 from deploytool.errors import InputError
-from deploytool.library.networks import LayerLibrary, consistency
+from deploytool.library.networks import LayerLibrary, consistency, predictions
 from deploytool.library.taps import Watched
 from deploytool.progress import progress_bar
 
 TEMPERATURE = 0.02  # of similarities; cosines of neighbours differ by hundredths
 KAPPA = 0.1  # of the starting margin
 BATCH = 32
-
-Agreement = Callable[[list[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,20 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's library, patterns decoded once: `patterns` (M, F) of length 1, `connections` (M, K)."""
+    """A layer's library, its patterns (M, F) decoded once, of length 1."""
 
     library: LayerLibrary
     patterns: Tensor
-    connections: Tensor
 
     def similarities(self, activity: Tensor) -> Tensor:
         return F.normalize(self.library.reading(activity)) @ self.patterns.T
 
     def soft(self, near: Tensor) -> Tensor:
-        return ((near / TEMPERATURE).softmax(1) * near) @ self.connections
+        return ((near / TEMPERATURE).softmax(1) * near) @ self.library.connections
 
     def exact(self, near: Tensor, active: int) -> Tensor:
         best = near.topk(active)
-        return (best.values[:, None] @ self.connections[best.indices])[:, 0]
+        return predictions(best.values, self.library.connections[best.indices])
 
 
 def evade(
@@ -108,7 +106,7 @@ def evade(
         InputError: the images are not as above, or the network has no gradients (an ONNX file).
     """
     check_images(image, torch.zeros(len(image), dtype=torch.int64))
-    layers = [_Layer(each, each.codes.float() * each.scales[:, None], each.connections) for each in libraries]
+    layers = [_Layer(each, each.codes.float() * each.scales[:, None]) for each in libraries]
     parts = torch.split(image, BATCH)
     found = []
     with progress_bar(f"{budget.name} eps {budget.eps:g}", len(parts)) as bar:
@@ -131,7 +129,7 @@ def _evade(
     with torch.no_grad():
         logits, _ = watched(image)
     answer = logits.argmax(1)
-    scale = _margin(logits, answer).clamp(min=1e-3)
+    scale = margin(logits, answer).clamp(min=1e-3)
     aim = clean[logits.scatter(1, answer[:, None], -torch.inf).argmax(1)]
     best, score = image.clone(), torch.full((len(image),), -torch.inf)
     last = image
@@ -143,15 +141,15 @@ def _evade(
             if not logits.requires_grad:
                 raise InputError("the network has no gradients, which the adaptive attack needs; attack a run instead")
             near = [layer.similarities(activity[layer.library.layer]) for layer in layers]
-            margin = _margin(logits, answer)
+            ahead = margin(logits, answer)
             with torch.no_grad():
                 cpl = consistency([layer.exact(each, active) for layer, each in zip(layers, near, strict=True)])
-                better = (margin < 0) & (cpl > score)
+                better = (ahead < 0) & (cpl > score)
                 best[better], score[better] = point.detach()[better], cpl[better]
             if step == budget.steps:
                 break
             soft = [layer.soft(each) for layer, each in zip(layers, near, strict=True)]
-            pull = (F.relu(margin / scale + KAPPA).square() + (1 - agreement(soft)).square()).sum()
+            pull = (F.relu(ahead / scale + KAPPA).square() + (1 - agreement(soft)).square()).sum()
             (gradient,) = torch.autograd.grad(pull, point)
             length = budget.eps / 4 * (1 - step / budget.steps)
             moved = point.detach() - length * gradient.sign()
@@ -160,12 +158,6 @@ def _evade(
     missed = score == -torch.inf
     best[missed] = last[missed]
     return best
-
-
-def _margin(logits: Tensor, answer: Tensor) -> Tensor:
-    """The answer's logit less the best other one, (N,)."""
-    own = logits.gather(1, answer[:, None])[:, 0]
-    return own - logits.scatter(1, answer[:, None], -torch.inf).amax(1)
 
 
 def _towards(soft: list[Tensor], aim: Tensor) -> Tensor:

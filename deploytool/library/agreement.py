@@ -76,10 +76,7 @@ def predict(
         "network_accuracy": right / len(test),
         "n": len(test),
         "active": active,
-        "lambda": lam,
-        "library_lambda": library.built_lambda(lam),
-        "library": str(library.path),
-        "target": target.name,
+        **library.origin(target, lam),
     }
 
 

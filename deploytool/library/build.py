@@ -17,7 +17,7 @@ Libraries are made on the CPU; the network answers on `device`.
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -272,9 +272,14 @@ class _Builder:
         search = self.progress.search[place]
         thetas = section.theta if search is None else [search.theta]
         assert thetas is not None, "filled in"
+        return self._empty_shelf(place, section, thetas)
+
+    def _empty_shelf(
+        self, place: int, section: LayerSection, thetas: Sequence[float], most: int | None = None
+    ) -> Shelf:
         index = self.readings[place].index
         features = self.features[place] if index is None else len(index)
-        return Shelf(section.name, features, thetas, self.recipe.storage)
+        return Shelf(section.name, features, thetas, self.recipe.storage, most)
 
     def _search(self) -> None:
         """One round: every threshold that each layer's search asks about, in one pass."""
@@ -282,9 +287,7 @@ class _Builder:
         shelves: dict[int, Shelf] = {}
         for place, (section, search) in enumerate(zip(self.recipe.layers, state.search, strict=True)):
             if search is not None and not search.done:
-                index = self.readings[place].index
-                features = self.features[place] if index is None else len(index)
-                shelves[place] = Shelf(section.name, features, search.asked, self.recipe.storage, section.size)
+                shelves[place] = self._empty_shelf(place, section, search.asked, section.size)
 
         def offer(block: Block) -> None:
             for place, pattern in self._patterns(block, [p for p, s in shelves.items() if not s.given_up.all()]):

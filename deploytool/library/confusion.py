@@ -86,10 +86,7 @@ def confusion(
         "classes": list(classes),
         "n": len(test),
         "active": active,
-        "lambda": lam,
-        "library_lambda": library.built_lambda(lam),
-        "library": str(library.path),
-        "target": target.name,
+        **library.origin(target, lam),
     }
 
 

@@ -47,7 +47,7 @@ from deploytool.library.agreement import default_lambda
 from deploytool.library.calibration import split
 from deploytool.library.detector import Detector
 from deploytool.library.folder import Library, library_path
-from deploytool.library.scores import Scorer, Scores
+from deploytool.library.scores import SINGLE, Scorer, Scores, joined_scores
 from deploytool.library.streams import block_inputs, block_size, blocks
 from deploytool.library.taps import watch
 from deploytool.progress import progress_bar
@@ -221,8 +221,13 @@ class _Study:
             for name in plan.foreign:
                 found[f"foreign:{name}", None] = done(self.foreign(name), name)
             known = [done(self.attacked("calibration", *kind), "combination") for kind in kinds]
-            detector = Detector(calibration, _joined(known)) if known else None
-        rows = [row for key, scores in found.items() for row in self._rows(key, scores, clean, detector)]
+            detector = Detector(calibration, joined_scores(known)) if known else None
+        verdict = self._verdict()
+        usual = None if detector is None else detector(clean)
+        rows = []
+        for key, scores in found.items():
+            combined = None if detector is None or usual is None else _area(usual, detector(scores))
+            rows += self._rows(key, scores, clean, verdict, combined)
         first = library.sets[0]
         cpl = {"clean": clean.cpl[first].tolist()}
         for (name, radius), scores in found.items():
@@ -230,14 +235,11 @@ class _Study:
         return {
             "rows": rows,
             "clean": [{"set": name, "cpl_mean": float(clean.cpl[name].mean())} for name in library.sets],
-            "verdict": self._verdict(),
+            "verdict": verdict,
             "cpl": cpl,
             "combined_fitted_on": [{"attack": name, "eps": eps} for name, eps in kinds],
             "sets": library.sets,
-            "library": str(library.path),
-            "target": self.target.name,
-            "lambda": self.lam,
-            "library_lambda": library.built_lambda(self.lam),
+            **library.origin(self.target, self.lam),
             "images": len(clean),
             "active": library.recipe.active,
             "seed": plan.seed,
@@ -327,13 +329,14 @@ class _Study:
         }
 
     def _rows(
-        self, key: tuple[str, float | None], scores: Scores, clean: Scores, detector: Detector | None
+        self, key: tuple[str, float | None], scores: Scores, clean: Scores, verdict: Row | None, combined: float | None
     ) -> list[Row]:
+        """A row for each set; what does not depend on the set is measured once."""
         name, eps = key
-        first, verdict = self.library.sets[0], self._verdict()
+        softmax, knn = _area(clean.max_softmax, scores.max_softmax), _area(clean.knn, scores.knn)
+        fooled = None if eps is None else float((scores.answer != clean.answer).double().mean())
         rows = []
-        for each in self.library.sets:
-            own = each == first
+        for number, each in enumerate(self.library.sets):
             below = None if verdict is None else float((scores.cpl[each] < verdict["threshold"]).double().mean())
             rows.append(
                 {
@@ -341,11 +344,11 @@ class _Study:
                     "eps": eps,
                     "set": each,
                     "auroc_cpl": _area(clean.cpl[each], scores.cpl[each]),
-                    "auroc_max_softmax": _area(clean.max_softmax, scores.max_softmax),
-                    "auroc_knn": _area(clean.knn, scores.knn),
-                    "auroc_combined": _area(detector(clean), detector(scores)) if detector and own else None,
-                    "fooled": None if eps is None else float((scores.answer != clean.answer).double().mean()),
-                    "detected": below if own else None,
+                    "auroc_max_softmax": softmax,
+                    "auroc_knn": knn,
+                    "auroc_combined": None if number else combined,
+                    "fooled": fooled,
+                    "detected": None if number else below,
                     "cpl_mean": float(scores.cpl[each].mean()),
                     "n": len(scores),
                 }
@@ -359,26 +362,15 @@ def _area(clean: Tensor, other: Tensor) -> float | None:
     return auroc(-torch.cat([clean, other]).numpy(), positive)
 
 
-def _joined(parts: Sequence[Scores]) -> Scores:
-    """Scores of several images after each other."""
-    return Scores(
-        {name: torch.cat([part.cpl[name] for part in parts]) for name in parts[0].cpl},
-        torch.cat([part.max_softmax for part in parts]),
-        torch.cat([part.knn for part in parts]),
-        torch.cat([part.traits for part in parts]),
-        torch.cat([part.answer for part in parts]),
-    )
-
-
 def _head(scores: Scores, count: int) -> Scores:
     """Scores of the first images."""
     cpl = {name: each[:count] for name, each in scores.cpl.items()}
-    return Scores(cpl, *(getattr(scores, name)[:count] for name in ("max_softmax", "knn", "traits", "answer")))
+    return Scores(cpl, *(getattr(scores, name)[:count] for name in SINGLE))
 
 
 def _save(file: Path, scores: Scores) -> None:
     """Write scores as .npz, whole or not at all; the file's name says of what."""
-    arrays = {name: getattr(scores, name).numpy() for name in ("max_softmax", "knn", "traits", "answer")}
+    arrays = {name: getattr(scores, name).numpy() for name in SINGLE}
     sets = {f"cpl.{name}": value.numpy() for name, value in scores.cpl.items()}
     with atomic_path(file) as aside, aside.open("wb") as stream:
         np.savez(stream, **arrays, **sets)  # type: ignore[arg-type]  # takes arrays by any name
@@ -390,6 +382,6 @@ def _load(file: Path) -> Scores | None:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
         cpl = {name.removeprefix("cpl."): value for name, value in arrays.items() if name.startswith("cpl.")}
-        return Scores(cpl, *(arrays[name] for name in ("max_softmax", "knn", "traits", "answer")))
+        return Scores(cpl, *(arrays[name] for name in SINGLE))
     except Exception:  # absent, cut short, or whatever zip and numpy say of a damaged file
         return None

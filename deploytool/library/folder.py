@@ -174,6 +174,11 @@ class Library:
         """The lambda that the libraries that answer at a lambda were built at; None where all share them."""
         return self.lambdas[self.which(lam)] if len(self.conditions) > 1 else None
 
+    def origin(self, target: Target, lam: float | None) -> dict[str, Any]:
+        """What a measurement at a lambda says of where it is from: `lambda`, `library_lambda`, `library`, `target`."""
+        built = self.built_lambda(lam)
+        return {"lambda": lam, "library_lambda": built, "library": str(self.path), "target": target.name}
+
     def thetas(self, lam: float | None, name: str) -> list[float]:
         """The threshold of each layer in a set, at a lambda."""
         return self.recipe.sets.get(name) or [layer.thetas[-1] for layer in self.layers(lam)]

@@ -36,7 +36,7 @@ from deploytool.library.taps import feature_name, watch
 
 NEIGHBOURS = 10  # k of the distance to the k-th nearest training image
 MOST_FEATURES = 4096  # of those; so many random ones where there are more
-SINGLE = ("max_softmax", "knn", "traits", "answer")
+SINGLE = ("max_softmax", "knn", "traits", "answer")  # fields of `Scores` that are one tensor
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ class Scores:
         return len(self.answer)
 
 
+def joined_scores(parts: Sequence[Scores]) -> Scores:
+    """Scores of several images after each other."""
+    cpl = {name: torch.cat([part.cpl[name] for part in parts]) for name in parts[0].cpl}
+    return Scores(cpl, *(torch.cat([getattr(part, name) for part in parts]) for name in SINGLE))
+
+
 class Scorer:
     """Scores images by the libraries of a network at one lambda, and by what they are compared with.
 
@@ -82,7 +88,6 @@ class Scorer:
         self.layers, self.active = library.layers(lam), library.recipe.active
         check_enough(self.layers, self.active)
         self.sets = {name: library.thetas(lam, name) for name in library.sets}
-        self.index: Tensor | None = None
         only = watch(target, [self.features], image, lam, device)
         count = only(image[:1])[1][self.features].numel()
         self.index = sampled(MOST_FEATURES, count, library.recipe.seed)
@@ -101,10 +106,7 @@ class Scorer:
         """
         size = block_size(self.watched, images.batch(slice(0, 1))[0])
         parts = [self._block(block) for block in blocks(self.watched, images, size)]
-        return Scores(
-            {name: torch.cat([part.cpl[name] for part in parts]) for name in self.sets},
-            *(torch.cat([getattr(part, name) for part in parts]) for name in SINGLE),
-        )
+        return joined_scores(parts)
 
     def _block(self, block: Block) -> Scores:
         known = [

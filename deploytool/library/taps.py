@@ -22,6 +22,7 @@ import torch
 from onnx import TensorProto, shape_inference
 from torch import Tensor, nn
 
+from deploytool.attacks.session_network import filled_groups
 from deploytool.errors import InputError
 from deploytool.explain.layers import feature_sizes
 from deploytool.explain.target import Target
@@ -174,23 +175,24 @@ def watch_file(path: str | Path, layers: Sequence[str], lam: float | None) -> Wa
     image_name = next(value.name for value in session.get_inputs() if value.name not in knobs)
     wanted = list(dict.fromkeys([answer, *tensors.values()]))
 
-    def run(part: Array) -> list[Array]:
-        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]) if size else part
-        values = run_session(session, wanted, {image_name: filled, **knobs}, str(path))
-        if not size:
-            return values
+    def run(images: Array) -> list[Array]:
+        return run_session(session, wanted, {image_name: images, **knobs}, str(path))
+
+    def run_group(filled: Array, count: int) -> list[Array]:
+        values = run(filled)
         for name, value in zip(wanted, values, strict=True):
             if value.shape[:1] != (size,):
                 raise InputError(f"layer {name} gives {value.shape} for {size} images, not (N, ...); name another")
-        return [value[: len(part)] for value in values]
+        return [value[:count] for value in values]
 
     def watched(image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         array = image.detach().cpu().numpy()
-        groups = [run(array[at : at + size]) for at in range(0, len(array), size)] if size else [run(array)]
-        by_name = {
-            name: torch.from_numpy(np.concatenate(values)) if size else torch.from_numpy(np.array(values[0]))
-            for name, values in zip(wanted, zip(*groups, strict=True), strict=True)
-        }
+        if size:
+            groups = [run_group(*group) for group in filled_groups(array, size)]
+            values = [np.concatenate(parts) for parts in zip(*groups, strict=True)]
+        else:
+            values = run(array)
+        by_name = {name: torch.from_numpy(np.array(value)) for name, value in zip(wanted, values, strict=True)}
         found = {part: by_name[tensor] for part, tensor in tensors.items()}
         return by_name[answer], {name: joined(name, found) for name in layers}
 

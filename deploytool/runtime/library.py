@@ -27,6 +27,7 @@ import numpy.typing as npt
 import onnx
 
 from deploytool.models.setting import as_single
+from deploytool.runtime.notes import check_keys, read_note
 
 CPL, LIBRARY = "cpl", "deploytool.library"
 MAX_CHARACTERS = 1 << 16  # of the property, before it is read
@@ -151,13 +152,9 @@ def read_library(properties: Mapping[str, str]) -> LibraryNote | None:
     Raises:
         ValueError: it is not as the module says, in one line.
     """
-    if LIBRARY not in properties:
+    document = read_note(properties, LIBRARY, MAX_CHARACTERS, LibraryNote)
+    if document is None:
         return None
-    text = properties[LIBRARY]
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"library has {len(text)} characters; at most {MAX_CHARACTERS}")
-    document = json.loads(text)
-    _check_keys("library", document, LibraryNote)
     if not all(_is_text(document[key]) for key in ("name", "recipe")):
         raise ValueError(f"name and recipe of a library must be 1 to {MAX_TEXT} printable characters each")
     layers, lambdas, found = (_listed(document, key) for key in ("layers", "lambdas", "calibration"))
@@ -187,19 +184,13 @@ def read_library(properties: Mapping[str, str]) -> LibraryNote | None:
 
 
 def _read_calibration(document: Any) -> Calibration:
-    _check_keys("calibration", document, Calibration)
+    check_keys("calibration", document, Calibration)
     threshold, rate, images = (document[field.name] for field in fields(Calibration))
     if not _is_number(threshold, -LARGEST, LARGEST):
         raise ValueError(f"threshold of a library is outside [-{LARGEST:g}, {LARGEST:g}]")
     if not _is_number(rate, 0, 1) or type(images) is not int or not 1 <= images <= MAX_IMAGES:
         raise ValueError("false alarm rate or images of a library are out of range")
     return Calibration(float(threshold), float(rate), images)
-
-
-def _check_keys(name: str, document: Any, kind: Any) -> None:
-    keys = [field.name for field in fields(kind)]
-    if not isinstance(document, dict) or set(document) != set(keys):
-        raise ValueError(f"{name} must have the keys {', '.join(keys)}")
 
 
 def _listed(document: Mapping[str, Any], key: str) -> list[Any]:

@@ -11,9 +11,10 @@ Reference: H. Lee, S. Kim, Explaining neural networks using attentive knowledge 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import get_type_hints
 
 import onnx
+
+from deploytool.runtime.notes import read_note
 
 SALIENCY, EXPLAINER = "saliency", "deploytool.explainer"
 MAX_CHARACTERS = 4096  # of the property, before it is read
@@ -45,15 +46,9 @@ def read_explainer(properties: Mapping[str, str]) -> ExplainerNote | None:
     Raises:
         ValueError: it is not as the module says, in one line.
     """
-    if EXPLAINER not in properties:
+    document = read_note(properties, EXPLAINER, MAX_CHARACTERS, ExplainerNote)
+    if document is None:
         return None
-    text = properties[EXPLAINER]
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"explainer has {len(text)} characters; at most {MAX_CHARACTERS}")
-    document = json.loads(text)
-    keys = get_type_hints(ExplainerNote)
-    if not isinstance(document, dict) or set(document) != set(keys):
-        raise ValueError(f"explainer must have the keys {', '.join(keys)}")
     if not all(isinstance(value, str) for value in document.values()):
         raise ValueError("explainer holds what is no text")
     return ExplainerNote(**document)
